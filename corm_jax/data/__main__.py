@@ -1,0 +1,38 @@
+"""Command line of the data: `python -m corm_jax.data prepare --dataset=...`."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from absl import logging
+
+from corm_jax.data.prepare import prepare
+from corm_jax.errors import UserError
+
+
+def main() -> int:
+    """Runs the command line; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m corm_jax.data")
+    commands = parser.add_subparsers(required=True)
+    command = commands.add_parser("prepare", help="prepare a TFDS data set and check it")
+    command.add_argument("--dataset", required=True, help="such as imagenet2012")
+    command.add_argument("--manual_dir", type=Path, help="where the downloaded archives are")
+    command.add_argument(
+        "--data_dir",
+        type=Path,
+        default=Path(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")),
+        help="where prepared data sets go (default: $TFDS_DATA_DIR or ~/tensorflow_datasets)",
+    )
+    arguments = parser.parse_args()
+    logging.set_verbosity(logging.INFO)
+    try:
+        prepare(arguments.dataset, arguments.data_dir.expanduser(), arguments.manual_dir)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

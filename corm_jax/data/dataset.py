@@ -1,0 +1,149 @@
+"""From the config to images joined with masks."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from corm_jax.data import folder, join, pipeline, prepare, preprocess, tfds_source
+from corm_jax.errors import UserError, lookup
+from corm_jax.masks.records import MaskRecords, MaskSource
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set's splits, joined with their masks.
+
+    Attributes:
+      train: training images.
+      validation: images that metrics with masks are measured on.
+      counterfactual: images whose background is independent of the class, None if there are none.
+      class_names: names of the classes, in the order of the labels.
+      counts: what the join counted, for the results.
+    """
+
+    train: pipeline.Split
+    validation: pipeline.Split
+    counterfactual: pipeline.Split | None
+    class_names: tuple[str, ...]
+    counts: dict[str, int]
+
+
+def open_dataset(config: ConfigDict) -> Dataset:
+    """Opens the data that `config.data` names.
+
+    Raises:
+      UserError: if it is not there, or its masks belong to other images; says what to do.
+    """
+    return lookup(SOURCES, config.data.source, "config.data.source")(config)
+
+
+def _open_folder(config: ConfigDict) -> Dataset:
+    path = Path(config.data.folder).expanduser()
+    if not config.data.folder:
+        raise UserError("name your folder: --config.data.folder=DIR; " + folder.LAYOUT)
+    train, validation, masks = folder.open_folder(path, config.data.validation_share)
+    if config.data.masks:
+        masks = MaskRecords.open(Path(config.data.masks).expanduser())
+    return _join(config, {"train": train, "validation": validation}, masks)
+
+
+def _open_tfds(config: ConfigDict) -> Dataset:
+    data = config.data
+    data_dir = Path(
+        data.data_dir or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
+    ).expanduser()
+    if data.tfds_name.partition("/")[0] == prepare.EMBEDDED:
+        directory, own_masks = prepare.prepare_embedded(data.tfds_name, data_dir)
+    else:
+        directory, own_masks = tfds_source.find_prepared(data.tfds_name, data_dir), None
+    masks = Path(data.masks).expanduser() if data.masks else own_masks
+    if masks is None:
+        raise UserError(f"{data.tfds_name} has no masks of its own; name some: --config.data.masks=DIR")
+    names = {"train": data.train_split, "validation": data.validation_split}
+    if data.counterfactual_split:
+        names["counterfactual"] = data.counterfactual_split
+    splits = {key: tfds_source.TfdsImages(directory, name) for key, name in names.items()}
+    return _join(config, splits, MaskRecords.open(masks))
+
+
+SOURCES = {"tfds": _open_tfds, "folder": _open_folder}
+
+
+def _join(
+    config: ConfigDict, images: dict[str, pipeline.ImageSource], masks: MaskSource
+) -> Dataset:
+    everything = np.concatenate([source.file_names for source in images.values()])
+    joined = join.join(everything, masks.file_names)
+    where = config.data.masks or "the data set's own masks"
+    join.check(joined, masks.file_names, config.data.max_unmatched_records, where)
+    splits, begin = {}, 0
+    has_core = np.append(masks.has("core"), False)  # row -1: no record
+    for name, source in images.items():
+        rows = joined.rows[begin : begin + len(source)]
+        begin += len(source)
+        splits[name] = pipeline.Split(source, masks, rows, has_core[rows])
+        if not splits[name].has_mask.any():
+            raise UserError(f"no image of the {name} split has a core mask ({where})")
+    return Dataset(
+        train=splits["train"],
+        validation=splits["validation"],
+        counterfactual=splits.get("counterfactual"),
+        class_names=images["train"].class_names,
+        counts={
+            "images": len(everything),
+            "images_without_record": joined.images_without_record,
+            "records_without_image": joined.records_without_image,
+        },
+    )
+
+
+def training_loader(
+    config: ConfigDict, split: pipeline.Split, shard: tuple[int, int]
+) -> pipeline.Loader:
+    """Returns the loader of training batches for host `shard` = (index, count)."""
+    data = config.data
+    return pipeline.Loader(
+        split=split,
+        select=pipeline.training_order(
+            len(split.images), seed=config.seed, batch_size=config.train.batch_size
+        ),
+        operations=preprocess.training(
+            split.masks,
+            image_size=data.image_size,
+            area=(data.crop_area_min, data.crop_area_max),
+            flip=data.flip,
+            seed=config.seed,
+        ),
+        bad_images=lookup(BAD_IMAGES, data.bad_images, "config.data.bad_images"),
+        shard=shard,
+    )
+
+
+def evaluation_loader(
+    config: ConfigDict, split: pipeline.Split, shard: tuple[int, int], size: int = 0
+) -> tuple[pipeline.Loader, int]:
+    """Returns (loader, number of batches) of an evaluation.
+
+    Args:
+      config: the run's config.
+      split: what to evaluate on.
+      shard: (index, count) of this host.
+      size: evaluate on a fixed subset of this size, 0 for all images.
+    """
+    indices = pipeline.subset(len(split.images), size)
+    loader = pipeline.Loader(
+        split=split,
+        select=pipeline.evaluation_order(indices, batch_size=config.eval.batch_size),
+        operations=preprocess.evaluation(
+            split.masks, image_size=config.data.image_size, share=config.data.center_crop_share
+        ),
+        bad_images=lookup(BAD_IMAGES, config.data.bad_images, "config.data.bad_images"),
+        shard=shard,
+    )
+    return loader, -(-len(indices) // config.eval.batch_size)
+
+
+BAD_IMAGES = {choice: choice for choice in ("skip", "error")}

@@ -1,0 +1,97 @@
+"""Preparing data sets: the embedded one with its mask records, and TFDS's own."""
+
+from pathlib import Path
+
+import numpy as np
+import tensorflow_datasets as tfds
+from absl import logging
+from tqdm import tqdm
+
+from corm_jax.data.spurious_shapes import SpuriousShapes
+from corm_jax.data.tfds_source import TfdsImages, find_prepared
+from corm_jax.errors import UserError
+from corm_jax.masks.records import MaskWriter
+
+EMBEDDED = "spurious_shapes"
+
+
+def prepare_embedded(name: str, data_dir: Path) -> tuple[Path, Path]:
+    """Draws `spurious_shapes` and writes its mask records, unless both are there.
+
+    Args:
+      name: "spurious_shapes/<config>".
+      data_dir: where TFDS data sets are.
+
+    Returns:
+      (directory of the data set, directory of its mask records).
+
+    Raises:
+      UserError: if there is no such config.
+    """
+    config = name.partition("/")[2]
+    configs = [known.name for known in SpuriousShapes.BUILDER_CONFIGS]
+    if config not in configs:
+        raise UserError(
+            f"{EMBEDDED} has no config {config!r}; valid: "
+            + ", ".join(f"{EMBEDDED}/{known}" for known in configs)
+        )
+    builder = SpuriousShapes(config=config, data_dir=data_dir, file_format="array_record")
+    directory = Path(builder.data_dir)
+    masks = directory / "mask_records"
+    if not (directory / "dataset_info.json").exists():
+        logging.info("drawing %s (once)", builder.info.full_name)
+        builder.download_and_prepare()
+    if not masks.exists():
+        _write_masks(builder, masks)
+    return directory, masks
+
+
+def _write_masks(builder: tfds.core.DatasetBuilder, path: Path) -> None:
+    skip = {"core_mask": tfds.decode.SkipDecoding(), "image": tfds.decode.SkipDecoding()}
+    with MaskWriter(path, encoding="png", source=builder.info.full_name) as writer:
+        for split in sorted(builder.info.splits):
+            for record in builder.as_data_source(split, decoders=skip):
+                writer.add(record["file_name"].decode(), core=record["core_mask"])
+
+
+def prepare(name: str, data_dir: Path, manual_dir: Path | None) -> None:
+    """Prepares a data set as array_record files, checks it, and prints a summary.
+
+    Args:
+      name: TFDS's name of the data set, "data_set" or "data_set/config".
+      data_dir: where TFDS data sets are.
+      manual_dir: where the archives are that TFDS cannot download, if it needs any.
+
+    Raises:
+      UserError: if archives are missing, or the prepared data does not check.
+    """
+    if name.partition("/")[0] == EMBEDDED:
+        prepare_embedded(name, data_dir)
+    else:
+        builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
+        _check_archives(builder, manual_dir)
+        builder.download_and_prepare(
+            download_config=tfds.download.DownloadConfig(
+                manual_dir=manual_dir, verify_ssl=True
+            )
+        )
+    directory = find_prepared(name, data_dir)
+    for split in sorted(tfds.builder_from_directory(directory).info.splits):
+        images = TfdsImages(directory, split)
+        if len(np.unique(images.file_names)) != len(images):
+            raise UserError(f"{directory}: split {split} has two images of one file name")
+        for index in tqdm(range(0, len(images), 1000), desc=f"checking {split}", leave=False):
+            images.read([index])
+        print(f"{name} {split}: {len(images)} images, {len(images.class_names)} classes")
+    print(f"prepared in {directory}")
+
+
+def _check_archives(builder: tfds.core.DatasetBuilder, manual_dir: Path | None) -> None:
+    if not builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
+        return
+    if manual_dir is None:
+        raise UserError(f"{builder.name} needs --manual_dir: {builder.MANUAL_DOWNLOAD_INSTRUCTIONS}")
+    if builder.name == "imagenet2012":
+        for archive in ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"):
+            if not (manual_dir / archive).is_file():
+                raise UserError(f"{manual_dir / archive} is missing; get it from image-net.org")

@@ -1,0 +1,123 @@
+"""Images of a TFDS data set that is prepared as array_record files, read by index."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import tensorflow_datasets as tfds
+from tqdm import tqdm
+
+from corm_jax.errors import UserError
+from corm_jax.files import replacing
+
+DEMO_HINT = "To see corm_jax at work without it: python -m corm_jax.main --config=configs/vit_corm.py"
+
+
+class TfdsImages:
+    """One split of a prepared TFDS data set; an `ImageSource`."""
+
+    def __init__(self, directory: Path, split: str) -> None:
+        """Opens a split.
+
+        Args:
+          directory: the prepared data set's directory, as `find_prepared` returns it.
+          split: name of the split.
+
+        Raises:
+          UserError: if there is no such split, or its examples lack image, label or file_name.
+        """
+        builder = tfds.builder_from_directory(directory)
+        self._where = f"{builder.info.full_name}:{split}"
+        if split not in builder.info.splits:
+            valid = ", ".join(sorted(builder.info.splits))
+            raise UserError(f"{builder.info.full_name} has no split {split!r}; valid: {valid}")
+        missing = {"image", "label", "file_name"} - set(builder.info.features)
+        if missing:
+            raise UserError(f"{self._where}: examples lack {', '.join(sorted(missing))}")
+        if builder.info.file_format is not tfds.core.FileFormat.ARRAY_RECORD:
+            raise UserError(
+                f"{directory} is stored as {builder.info.file_format.value}, which cannot be read "
+                "by index; convert it once: python -m tensorflow_datasets.scripts.convert_format "
+                f"--dataset_dir={directory} --out_file_format=array_record "
+                f"--out_path=OTHER_DATA_DIR{directory}"
+            )
+        features = builder.info.features
+        self.class_names = tuple(features["label"].names)
+        self._records = builder.as_data_source(
+            split,
+            decoders=tfds.decode.PartialDecoding(
+                {"image": True, "label": True, "file_name": True},
+                decoders={"image": tfds.decode.SkipDecoding()},
+            ),
+        )
+        self.file_names = self._load_names(directory, split)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def read(self, indices: Sequence[int]) -> list[tuple[bytes, int]]:
+        """Returns (encoded image, label) of each index."""
+        records = self._records.__getitems__(list(map(int, indices)))
+        return [(record["image"], int(record["label"])) for record in records]
+
+    def describe(self, index: int) -> str:
+        """Returns the data set, split and file name of an image, for messages."""
+        return f"{self._where} {self.file_names[index].decode()}"
+
+    def _load_names(self, directory: Path, split: str) -> np.ndarray:
+        path = directory / f"file_names-{split}.npy"
+        if path.exists():
+            names = np.load(path, allow_pickle=False)
+            if len(names) == len(self._records):
+                return names
+        chunks = []
+        with tqdm(total=len(self._records), desc=f"indexing {split}", delay=2, leave=False) as bar:
+            for start in range(0, len(self._records), 256):
+                stop = min(start + 256, len(self._records))
+                records = self._records.__getitems__(list(range(start, stop)))
+                chunks += [record["file_name"] for record in records]
+                bar.update(stop - start)
+        names = np.array(chunks, np.bytes_)
+        with replacing(path) as temporary:
+            np.save(temporary, names)
+        return names
+
+
+def find_prepared(name: str, data_dir: Path) -> Path:
+    """Finds the newest prepared version of a data set.
+
+    Args:
+      name: "data_set" or "data_set/config".
+      data_dir: where TFDS data sets are.
+
+    Raises:
+      UserError: if it is not there; says how to prepare it.
+    """
+    versions = [
+        path.parent
+        for path in (data_dir / name).glob("*/dataset_info.json")
+        if re.fullmatch(r"\d+\.\d+\.\d+", path.parent.name)
+    ]
+    if not versions:
+        raise UserError(not_prepared_message(name, data_dir))
+    return max(versions, key=lambda path: tuple(map(int, path.name.split("."))))
+
+
+def not_prepared_message(name: str, data_dir: Path) -> str:
+    """Returns what to do when a data set is not prepared."""
+    lines = [f"{name} is not prepared under {data_dir} (config.data.data_dir)."]
+    manual = "MANUAL_DIR"
+    if name == "imagenet2012":
+        lines.append(
+            "Put ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar (https://image-net.org, after "
+            f"signing in) into one directory, {manual}, then prepare it once (about 300 GB):"
+        )
+    else:
+        lines.append(f"Prepare it once ({manual}: where its downloaded archives are):")
+    lines.append(
+        f"  python -m corm_jax.data prepare --dataset={name} --manual_dir={manual} "
+        f"--data_dir={data_dir}"
+    )
+    lines.append(DEMO_HINT)
+    return "\n".join(lines)

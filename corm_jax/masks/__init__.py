@@ -1,0 +1,1 @@
+"""Mask records: where the core and the spurious features of images are."""

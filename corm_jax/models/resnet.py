@@ -1,0 +1,150 @@
+"""Residual networks (He et al. 2016, arXiv:1512.03385), laid out as timm's and torchvision's.
+
+Bottlenecks stride in their 3x3 convolution ("v1.5"). Padding is symmetric, as in PyTorch: "SAME"
+pads stride-2 convolutions on one side only.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from corm_jax.models.normalizer import Statistics, normalize
+
+BATCH_NORM_EPSILON = 1e-5
+BATCH_NORM_MOMENTUM = 0.9  # share of the old running average that is kept (PyTorch's 0.1)
+
+fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+def _conv(features: int, kernel: int, stride: int, dtype: jnp.dtype, name: str) -> nn.Conv:
+    return nn.Conv(
+        features,
+        (kernel, kernel),
+        strides=(stride, stride),
+        padding=kernel // 2,
+        use_bias=False,
+        kernel_init=fan_out,
+        dtype=dtype,
+        name=name,
+    )
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions beside a shortcut."""
+
+    features: int
+    stride: int
+    dtype: jnp.dtype
+    expansion = 1
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Maps [B, H, W, C] to [B, H / stride, W / stride, features]."""
+        norm = _batch_norm(train, self.dtype)
+        y = _conv(self.features, 3, self.stride, self.dtype, "conv1")(x)
+        y = nn.relu(norm(name="bn1")(y))
+        y = _conv(self.features, 3, 1, self.dtype, "conv2")(y)
+        y = norm(name="bn2", scale_init=nn.initializers.zeros)(y)
+        return nn.relu(y + _shortcut(x, y.shape[-1], self.stride, norm, self.dtype))
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 and 1x1 convolutions beside a shortcut."""
+
+    features: int
+    stride: int
+    dtype: jnp.dtype
+    expansion = 4
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Maps [B, H, W, C] to [B, H / stride, W / stride, 4 * features]."""
+        norm = _batch_norm(train, self.dtype)
+        y = _conv(self.features, 1, 1, self.dtype, "conv1")(x)
+        y = nn.relu(norm(name="bn1")(y))
+        y = _conv(self.features, 3, self.stride, self.dtype, "conv2")(y)
+        y = nn.relu(norm(name="bn2")(y))
+        y = _conv(self.expansion * self.features, 1, 1, self.dtype, "conv3")(y)
+        y = norm(name="bn3", scale_init=nn.initializers.zeros)(y)
+        return nn.relu(y + _shortcut(x, y.shape[-1], self.stride, norm, self.dtype))
+
+
+def _batch_norm(train: bool, dtype: jnp.dtype) -> partial:
+    return partial(
+        nn.BatchNorm,
+        use_running_average=not train,
+        momentum=BATCH_NORM_MOMENTUM,
+        epsilon=BATCH_NORM_EPSILON,
+        dtype=dtype,
+    )
+
+
+def _shortcut(
+    x: jax.Array, features: int, stride: int, norm: partial, dtype: jnp.dtype
+) -> jax.Array:
+    if x.shape[-1] == features and stride == 1:
+        return x
+    return norm(name="downsample_bn")(_conv(features, 1, stride, dtype, "downsample_conv")(x))
+
+
+class ResNet(nn.Module):
+    """A residual network classifier on images in [0, 1].
+
+    Attributes:
+      num_classes: number of logits.
+      stage_sizes: blocks in each stage; the first stage keeps the resolution, others halve it.
+      block: `BasicBlock` or `Bottleneck`.
+      statistics: mean and standard deviation of the input normaliser.
+      width: features of the first stage; each later stage doubles them.
+      small_images: a stem of one 3x3 convolution, without the 7x7 stride and the pooling.
+      dtype: computation dtype; parameters, running averages and logits are float32.
+    """
+
+    num_classes: int
+    stage_sizes: Sequence[int]
+    block: type[BasicBlock] | type[Bottleneck]
+    statistics: Statistics
+    width: int = 64
+    small_images: bool = False
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, images: jax.Array, *, train: bool
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Classifies images.
+
+        Args:
+          images: float [B, H, W, 3] in [0, 1].
+          train: normalise by the batch's statistics and update the running averages, which then
+            must be mutable (collection `batch_stats`).
+
+        Returns:
+          (logits float32 [B, num_classes], intermediates): `stage1`.. [B, h, w, C] after each
+          stage, `pre_logits` [B, C].
+        """
+        x = normalize(images, self.statistics).astype(self.dtype)
+        if self.small_images:
+            x = _conv(self.width, 3, 2, self.dtype, "conv1")(x)
+        else:
+            x = _conv(self.width, 7, 2, self.dtype, "conv1")(x)
+        x = nn.relu(_batch_norm(train, self.dtype)(name="bn1")(x))
+        if not self.small_images:
+            x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        intermediates = {}
+        for stage, blocks in enumerate(self.stage_sizes):
+            for index in range(blocks):
+                x = self.block(
+                    self.width * 2**stage,
+                    stride=2 if stage > 0 and index == 0 else 1,
+                    dtype=self.dtype,
+                    name=f"layer{stage + 1}_block{index}",
+                )(x, train=train)
+            intermediates[f"stage{stage + 1}"] = x
+        x = x.mean(axis=(1, 2))
+        intermediates["pre_logits"] = x
+        logits = nn.Dense(self.num_classes, dtype=jnp.float32, name="fc")(x.astype(jnp.float32))
+        return logits, intermediates

@@ -1,0 +1,123 @@
+"""Vision transformers (Dosovitskiy et al. 2021, arXiv:2010.11929), laid out as timm's."""
+
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from corm_jax.models.normalizer import Statistics, normalize
+
+LAYER_NORM_EPSILON = 1e-6
+
+truncated = nn.initializers.truncated_normal(stddev=0.02)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with one projection for queries, keys and values."""
+
+    heads: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps tokens [B, N, D] to [B, N, D]."""
+        batch, tokens, width = x.shape
+        dense = partial(nn.Dense, dtype=self.dtype, kernel_init=truncated)
+        qkv = dense(3 * width, name="qkv")(x)
+        q, k, v = jnp.moveaxis(
+            qkv.reshape(batch, tokens, 3, self.heads, width // self.heads), 2, 0
+        )
+        scores = jnp.einsum("bqhd,bkhd->bhqk", q, k) * (width // self.heads) ** -0.5
+        # Softmax in float32: bfloat16 rounds the small weights of long sequences away.
+        weights = nn.softmax(scores.astype(jnp.float32)).astype(self.dtype)
+        out = jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(batch, tokens, width)
+        return dense(width, name="proj")(out)
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block with an exact (erf) GELU."""
+
+    heads: int
+    mlp_ratio: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps tokens [B, N, D] to [B, N, D]."""
+        norm = partial(nn.LayerNorm, epsilon=LAYER_NORM_EPSILON, dtype=self.dtype)
+        dense = partial(nn.Dense, dtype=self.dtype, kernel_init=truncated)
+        x = x + Attention(self.heads, self.dtype, name="attn")(norm(name="norm1")(x))
+        y = dense(self.mlp_ratio * x.shape[-1], name="fc1")(norm(name="norm2")(x))
+        return x + dense(x.shape[-1], name="fc2")(nn.gelu(y, approximate=False))
+
+
+class VisionTransformer(nn.Module):
+    """A vision transformer classifier on images in [0, 1].
+
+    Attributes:
+      num_classes: number of logits.
+      patch_size: height and width of a patch in pixels; the image's must be multiples of it.
+      width: token dimension.
+      depth: number of blocks.
+      heads: attention heads a block; divides `width`.
+      statistics: mean and standard deviation of the input normaliser.
+      mlp_ratio: hidden width of a block's MLP over `width`.
+      global_pool: "token" classifies the class token, "avg" the mean of the patch tokens
+        (then there is no class token).
+      dtype: computation dtype; parameters and logits are float32.
+    """
+
+    num_classes: int
+    patch_size: int
+    width: int
+    depth: int
+    heads: int
+    statistics: Statistics
+    mlp_ratio: int = 4
+    global_pool: str = "token"
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, images: jax.Array, *, train: bool
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Classifies images.
+
+        Args:
+          images: float [B, H, W, 3] in [0, 1].
+          train: whether this is a training pass; ViTs do the same in both.
+
+        Returns:
+          (logits float32 [B, num_classes], intermediates): `block00`.. [B, N, D] after each block,
+          `tokens` [B, N, D] after the last norm, `pre_logits` [B, D].
+        """
+        del train
+        x = normalize(images, self.statistics).astype(self.dtype)
+        x = nn.Conv(
+            self.width,
+            (self.patch_size,) * 2,
+            strides=(self.patch_size,) * 2,
+            padding="VALID",
+            dtype=self.dtype,
+            name="patch_embed",
+        )(x)
+        x = x.reshape(x.shape[0], -1, self.width)
+        with_token = self.global_pool == "token"
+        if with_token:
+            token = self.param("cls_token", nn.initializers.normal(1e-6), (1, 1, self.width))
+            token = jnp.broadcast_to(token.astype(self.dtype), (x.shape[0], 1, self.width))
+            x = jnp.concatenate([token, x], axis=1)
+        x = x + self.param("pos_embed", truncated, (1, *x.shape[1:])).astype(self.dtype)
+        intermediates = {}
+        for index in range(self.depth):
+            x = Block(self.heads, self.mlp_ratio, self.dtype, name=f"block{index:02d}")(x)
+            intermediates[f"block{index:02d}"] = x
+        x = nn.LayerNorm(epsilon=LAYER_NORM_EPSILON, dtype=self.dtype, name="norm")(x)
+        intermediates["tokens"] = x
+        x = x[:, 0] if with_token else x.mean(axis=1)
+        intermediates["pre_logits"] = x
+        logits = nn.Dense(
+            self.num_classes, kernel_init=nn.initializers.zeros, dtype=jnp.float32, name="head"
+        )(x.astype(jnp.float32))
+        return logits, intermediates
