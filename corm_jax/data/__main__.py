@@ -1,11 +1,10 @@
 """Command line of the data: `python -m corm_jax.data prepare --dataset=...`."""
 
 import argparse
+import logging
 import os
 import sys
 from pathlib import Path
-
-from absl import logging
 
 from corm_jax.data.prepare import prepare
 from corm_jax.errors import UserError
@@ -25,7 +24,7 @@ def main() -> int:
         help="where prepared data sets go (default: $TFDS_DATA_DIR or ~/tensorflow_datasets)",
     )
     arguments = parser.parse_args()
-    logging.set_verbosity(logging.INFO)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         prepare(arguments.dataset, arguments.data_dir.expanduser(), arguments.manual_dir)
     except UserError as error:

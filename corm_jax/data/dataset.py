@@ -1,6 +1,7 @@
 """From the config to images joined with masks."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,16 +67,22 @@ def _open_tfds(config: ConfigDict) -> Dataset:
     if data.counterfactual_split:
         names["counterfactual"] = data.counterfactual_split
     splits = {key: tfds_source.TfdsImages(directory, name) for key, name in names.items()}
-    return _join(config, splits, MaskRecords.open(masks))
+    others = set(tfds_source.split_names(directory)) - set(names.values())
+    unused = [tfds_source.TfdsImages(directory, name) for name in sorted(others)]
+    return _join(config, splits, MaskRecords.open(masks), unused)
 
 
 SOURCES = {"tfds": _open_tfds, "folder": _open_folder}
 
 
 def _join(
-    config: ConfigDict, images: dict[str, pipeline.ImageSource], masks: MaskSource
+    config: ConfigDict,
+    images: dict[str, pipeline.ImageSource],
+    masks: MaskSource,
+    unused: Sequence[pipeline.ImageSource] = (),
 ) -> Dataset:
-    everything = np.concatenate([source.file_names for source in images.values()])
+    """Joins all images with their records; records may name images of unused splits too."""
+    everything = np.concatenate([s.file_names for s in (*images.values(), *unused)])
     joined = join.join(everything, masks.file_names)
     where = config.data.masks or "the data set's own masks"
     join.check(joined, masks.file_names, config.data.max_unmatched_records, where)

@@ -1,11 +1,13 @@
 """The join of images with mask records, by file name."""
 
+import logging
 from dataclasses import dataclass
 
 import numpy as np
-from absl import logging
 
 from corm_jax.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ def check(joined: Join, records: np.ndarray, max_unmatched: float, where: str) -
     Raises:
       UserError: if more than that share of records finds no image.
     """
-    logging.info(
+    logger.info(
         "masks: %d images have a record, %d images have none, %d records find no image",
         len(joined.rows) - joined.images_without_record,
         joined.images_without_record,

@@ -4,19 +4,21 @@ Every example is found by its index, so that a run resumes at any step without r
 and each host reads its own part. Only encoded images are shuffled; they are decoded afterwards.
 """
 
+import logging
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
-from absl import logging
 
 from corm_jax.data import preprocess
 from corm_jax.data.geometry import check_aspect
 from corm_jax.data.tf_import import tf
 from corm_jax.errors import UserError
 from corm_jax.masks.records import MaskSource
+
+logger = logging.getLogger(__name__)
 
 Batch = dict[str, np.ndarray]
 
@@ -243,7 +245,7 @@ class Loader:
                         f"{where} cannot be decoded (truncated or not a JPEG or PNG); replace it, "
                         "or skip such images with --config.data.bad_images=skip"
                     ) from error
-                logging.warning("skipping %s: it cannot be decoded", where)
+                logger.warning("skipping %s: it cannot be decoded", where)
                 self.skipped[index] = where
                 found = True
         return found

@@ -1,16 +1,19 @@
 """Preparing data sets: the embedded one with its mask records, and TFDS's own."""
 
+import logging
 from pathlib import Path
 
 import numpy as np
 import tensorflow_datasets as tfds
-from absl import logging
+
 from tqdm import tqdm
 
 from corm_jax.data.spurious_shapes import SpuriousShapes
-from corm_jax.data.tfds_source import TfdsImages, find_prepared
+from corm_jax.data.tfds_source import TfdsImages, find_prepared, split_names
 from corm_jax.errors import UserError
 from corm_jax.masks.records import MaskWriter
+
+logger = logging.getLogger(__name__)
 
 EMBEDDED = "spurious_shapes"
 
@@ -39,7 +42,7 @@ def prepare_embedded(name: str, data_dir: Path) -> tuple[Path, Path]:
     directory = Path(builder.data_dir)
     masks = directory / "mask_records"
     if not (directory / "dataset_info.json").exists():
-        logging.info("drawing %s (once)", builder.info.full_name)
+        logger.info("drawing %s (once)", builder.info.full_name)
         builder.download_and_prepare()
     if not masks.exists():
         _write_masks(builder, masks)
@@ -76,7 +79,7 @@ def prepare(name: str, data_dir: Path, manual_dir: Path | None) -> None:
             )
         )
     directory = find_prepared(name, data_dir)
-    for split in sorted(tfds.builder_from_directory(directory).info.splits):
+    for split in split_names(directory):
         images = TfdsImages(directory, split)
         if len(np.unique(images.file_names)) != len(images):
             raise UserError(f"{directory}: split {split} has two images of one file name")

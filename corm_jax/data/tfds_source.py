@@ -44,12 +44,10 @@ class TfdsImages:
             )
         features = builder.info.features
         self.class_names = tuple(features["label"].names)
+        # Images stay encoded here: the pipeline decodes only the crop that it needs.
+        encoded = [name for name, f in features.items() if isinstance(f, tfds.features.Image)]
         self._records = builder.as_data_source(
-            split,
-            decoders=tfds.decode.PartialDecoding(
-                {"image": True, "label": True, "file_name": True},
-                decoders={"image": tfds.decode.SkipDecoding()},
-            ),
+            split, decoders={name: tfds.decode.SkipDecoding() for name in encoded}
         )
         self.file_names = self._load_names(directory, split)
 
@@ -82,6 +80,11 @@ class TfdsImages:
         with replacing(path) as temporary:
             np.save(temporary, names)
         return names
+
+
+def split_names(directory: Path) -> list[str]:
+    """Returns the names of a prepared data set's splits."""
+    return sorted(tfds.builder_from_directory(directory).info.splits)
 
 
 def find_prepared(name: str, data_dir: Path) -> Path:

@@ -1,0 +1,13 @@
+"""Empirical risk minimization of a vision transformer.
+
+    python -m corm_jax.main --config=configs/vit_erm.py
+"""
+
+from ml_collections import ConfigDict
+
+from corm_jax.recipes import vit
+
+
+def get_config(argument: str = "demo") -> ConfigDict:
+    """Returns the config of a variant: demo, imagenet or folder; `,OBJECTIVE` may follow."""
+    return vit(argument, objective="erm")

@@ -1,0 +1,171 @@
+"""Checkpoints: the latest two and the best, saved in the background, verified when restored."""
+
+import logging
+import shutil
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers
+
+from corm_jax.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+# What Orbax and tensorstore raise for files that are missing, cut short or altered, and for
+# writes that the system refuses; neither library has an error class of its own for them.
+STORAGE_ERRORS = (OSError, ValueError, KeyError, TypeError, RuntimeError)
+
+
+@jax.jit
+def fingerprint(tree: Any) -> jax.Array:
+    """Returns a uint32 checksum of all bits of a tree of 32-bit arrays, wherever they live."""
+    total = jnp.zeros((), jnp.uint32)
+    for number, leaf in enumerate(jax.tree.leaves(tree)):
+        bits = jax.lax.bitcast_convert_type(leaf, jnp.uint32).ravel()
+        # Weights that depend on the place: swapped values change the sum.
+        weights = jnp.arange(bits.size, dtype=jnp.uint32) * jnp.uint32(2654435761) + jnp.uint32(1)
+        total = total * jnp.uint32(31) + jnp.uint32(number) + (bits * weights).sum(dtype=jnp.uint32)
+    return total
+
+
+class Checkpoints:
+    """The checkpoints of one run.
+
+    A save happens in the background and appears under its step's name only when it is complete;
+    `wait` before relying on it.
+    """
+
+    def __init__(self, directory: Path, *, best: str) -> None:
+        """Opens the checkpoints in `directory`, keeping the best by the metric `best`."""
+        self._directory = directory.absolute()
+        self._best = best
+        self._manager = self._open()
+
+    def _open(self) -> ocp.CheckpointManager:
+        def value(metrics: dict[str, float]) -> float:
+            return metrics[self._best]
+
+        policy = checkpoint_managers.AnyPreservationPolicy(
+            [
+                checkpoint_managers.LatestN(2),
+                checkpoint_managers.BestN(
+                    get_metric_fn=value, n=1, keep_checkpoints_without_metrics=False
+                ),
+            ]
+        )
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=policy, cleanup_tmp_directories=True
+        )
+        return ocp.CheckpointManager(self._directory, options=options)
+
+    def save(self, step: int, state: Any, run: dict[str, Any], metrics: dict | None) -> None:
+        """Starts to save, after waiting for the save before.
+
+        Args:
+          step: number of steps taken.
+          state: tree of arrays.
+          run: what else the run needs to go on, as JSON: the position in the data and so on.
+          metrics: of an evaluation at this step, None if there was none.
+
+        Raises:
+          UserError: if this save or the one before cannot be written.
+        """
+        run = {**run, "fingerprint": int(fingerprint(state))}
+        arguments = ocp.args.Composite(
+            state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(run)
+        )
+        try:
+            self._manager.wait_until_finished()
+            self._manager.save(step, args=arguments, metrics=metrics, force=True)
+        except STORAGE_ERRORS as error:
+            raise self._not_saved(error) from error
+
+    def wait(self) -> None:
+        """Waits until everything is saved.
+
+        Raises:
+          UserError: if it cannot be written.
+        """
+        try:
+            self._manager.wait_until_finished()
+            self._manager.check_for_errors()
+        except STORAGE_ERRORS as error:
+            raise self._not_saved(error) from error
+
+    def close(self) -> None:
+        """Waits, then closes."""
+        self.wait()
+        self._manager.close()
+
+    def restore(self, abstract: T) -> tuple[T, dict[str, Any]] | None:
+        """Restores the newest checkpoint that is whole.
+
+        A damaged one is moved to `corrupt_checkpoints` beside the directory, with a warning.
+
+        Args:
+          abstract: tree of `jax.ShapeDtypeStruct` with shardings, of the state.
+
+        Returns:
+          (state, run) as they were saved, None if there is no checkpoint yet.
+
+        Raises:
+          UserError: if there are checkpoints but none is whole.
+        """
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        for step in steps:
+            try:
+                restored = self._manager.restore(
+                    step,
+                    args=ocp.args.Composite(
+                        state=ocp.args.StandardRestore(abstract), run=ocp.args.JsonRestore()
+                    ),
+                )
+                if int(fingerprint(restored.state)) != restored.run["fingerprint"]:
+                    raise ValueError("its checksum does not match")
+            except STORAGE_ERRORS as error:
+                self._put_aside(step, error)
+                continue
+            return restored.state, restored.run
+        if steps:
+            raise UserError(
+                f"no checkpoint in {self._directory} can be read (they were moved to "
+                f"{self._aside}); start over in another --workdir"
+            )
+        return None
+
+    @property
+    def _aside(self) -> Path:
+        return self._directory.parent / "corrupt_checkpoints"
+
+    def _put_aside(self, step: int, error: Exception) -> None:
+        reason = str(error).partition("\n")[0][:200]
+        logger.warning("checkpoint %s/%d is damaged (%s)", self._directory, step, reason)
+        self._manager.close()
+        self._aside.mkdir(exist_ok=True)
+        target = self._aside / str(step)
+        shutil.rmtree(target, ignore_errors=True)
+        (self._directory / str(step)).rename(target)
+        logger.warning("falling back to the checkpoint before it; moved it to %s", target)
+        self._manager = self._open()
+
+    def _not_saved(self, error: Exception) -> UserError:
+        for unfinished in self._directory.glob("*.orbax-checkpoint-tmp*"):
+            shutil.rmtree(unfinished, ignore_errors=True)
+        reason = " ".join(str(error).split())[:200]
+        kept = max(self._complete_steps(), default=None)
+        good = "none is complete yet" if kept is None else f"the one of step {kept} is complete"
+        return UserError(
+            f"cannot save a checkpoint in {self._directory}: {reason}; free some space and run the "
+            f"same command again to go on ({good})"
+        )
+
+    def _complete_steps(self) -> list[int]:
+        return [int(p.name) for p in self._directory.iterdir() if p.name.isdigit()]
+
+

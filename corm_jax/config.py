@@ -1,0 +1,196 @@
+"""The config: every key with its meaning and the demo's value, and checks of a whole config."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from corm_jax.errors import UserError
+from corm_jax.files import read_json
+from corm_jax.losses.presets import check_objective, preset
+from corm_jax.losses.terms import build
+from corm_jax.models import check_image_size, create_model
+
+MAX_KEYS = 60
+
+
+def base_config(objective: str) -> ConfigDict:
+    """Returns all keys, with the demo's values; `configs/` sets what differs.
+
+    Args:
+      objective: a key of `corm_jax.losses.presets.PRESETS`.
+    """
+    config = ConfigDict()
+    config.seed = 0  # of initialisation, order, augmentation and noise
+    config.objective = objective  # a preset's name
+    # The preset's terms: label -> {term, weight, the term's parameters}.
+    config.terms = ConfigDict(preset(objective))
+
+    config.model = ConfigDict()
+    config.model.name = "vit_nano_patch8_64"  # a key of corm_jax.models.MODELS
+    config.model.dtype = "float32"  # of computation: float32 or bfloat16
+
+    config.data = data = ConfigDict()
+    data.source = "tfds"  # tfds or folder
+    data.tfds_name = "spurious_shapes/rate_95"  # data set, or data set/config
+    data.data_dir = "data"  # of prepared TFDS data; "" is $TFDS_DATA_DIR or ~/tensorflow_datasets
+    data.folder = ""  # for source=folder: holds images/<class>/<id>.jpg, masks/<class>/<id>.png
+    data.masks = ""  # directory of mask records; "" is the data set's own
+    data.train_split = "train"
+    data.validation_split = "validation"
+    data.counterfactual_split = "counterfactual"  # "" if there is none
+    data.validation_share = 0.2  # for source=folder: of each class
+    data.image_size = 64  # height and width in pixels
+    data.crop_area_min = 0.6  # share of the image's area that a training crop takes
+    data.crop_area_max = 1.0
+    data.flip = True  # mirror half of the training images
+    data.center_crop_share = 1.0  # evaluation: central square's side over the shorter side
+    data.bad_images = "error"  # undecodable images: error, or skip and count
+    data.max_unmatched_records = 0.01  # largest share of mask records that find no image
+
+    config.train = train = ConfigDict()
+    train.steps = 1200
+    train.batch_size = 64  # over all devices
+    train.label_smoothing = 0.0
+    train.ema_decay = 0.0  # of averaged parameters, which are then evaluated; 0 for none
+    train.log_every = 50  # steps
+
+    config.optimizer = optimizer = ConfigDict()
+    optimizer.name = "adamw"  # adamw or sgd (Nesterov)
+    optimizer.learning_rate = 2e-3  # peak: linear warm-up, then a cosine to 0
+    optimizer.warmup_steps = 100
+    optimizer.momentum = 0.9  # sgd's momentum, adamw's b1
+    optimizer.b2 = 0.999  # adamw's
+    optimizer.weight_decay = 0.05  # of kernels
+    optimizer.clip_norm = 1.0  # of the whole gradient, 0 for none
+
+    config.mesh = ConfigDict()
+    config.mesh.data = -1  # devices along the data axis, -1 for all that fsdp leaves
+    config.mesh.fsdp = 1  # devices along which parameters are sharded as well
+
+    config.eval = evaluation = ConfigDict()
+    evaluation.every = 300  # steps, on a subset of the validation split
+    evaluation.subset = 240  # images
+    evaluation.batch_size = 120  # over all devices
+    evaluation.trials = 10  # draws of noise for each image
+    evaluation.sigma = 0.25  # standard deviation of the noise, pixels in [0, 1]
+    evaluation.seed = 0  # of the noise: the same for every model
+
+    config.checkpoint = ConfigDict()
+    config.checkpoint.every = 300  # steps
+    config.checkpoint.best = "core"  # metric whose best checkpoint is kept beside the latest
+    return config
+
+
+def number_of_keys(config: ConfigDict) -> int:
+    """Returns how many leaf keys a config has; `terms` counts as one."""
+    return len(flatten({**config.to_dict(), "terms": 0}))
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns {"a.b": value} for nested dicts."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+@dataclasses.dataclass(frozen=True)
+class Bound:
+    """Values that a numeric key may have: low <= value <= high, or low < value if `open_low`."""
+
+    low: float
+    high: float = float("inf")
+    open_low: bool = False
+
+    def holds(self, value: float) -> bool:
+        """Returns whether the value is within; NaN is not."""
+        above = value > self.low if self.open_low else value >= self.low
+        return above and value <= self.high
+
+    def __str__(self) -> str:
+        if self.high == float("inf"):
+            return f"{'>' if self.open_low else '>='} {self.low:g}"
+        return f"in {'(' if self.open_low else '['}{self.low:g}, {self.high:g}]"
+
+
+POSITIVE = Bound(0, open_low=True)
+AT_LEAST_ONE = Bound(1)
+NOT_NEGATIVE = Bound(0)
+SHARE = Bound(0, 1)
+BOUNDS: dict[str, Bound] = {
+    "seed": Bound(0, 2**31 - 1),
+    "data.validation_share": Bound(0, 0.99, open_low=True),
+    "data.image_size": Bound(8),
+    "data.crop_area_min": Bound(0, 1, open_low=True),
+    "data.crop_area_max": Bound(0, 1, open_low=True),
+    "data.center_crop_share": Bound(0, 1, open_low=True),
+    "data.max_unmatched_records": SHARE,
+    "train.steps": AT_LEAST_ONE,
+    "train.batch_size": AT_LEAST_ONE,
+    "train.label_smoothing": Bound(0, 0.99),
+    "train.ema_decay": Bound(0, 1 - 1e-9),
+    "train.log_every": AT_LEAST_ONE,
+    "optimizer.learning_rate": POSITIVE,
+    "optimizer.warmup_steps": NOT_NEGATIVE,
+    "optimizer.momentum": Bound(0, 1 - 1e-9),
+    "optimizer.b2": Bound(0, 1 - 1e-9),
+    "optimizer.weight_decay": NOT_NEGATIVE,
+    "optimizer.clip_norm": NOT_NEGATIVE,
+    "eval.every": AT_LEAST_ONE,
+    "eval.subset": NOT_NEGATIVE,
+    "eval.batch_size": AT_LEAST_ONE,
+    "eval.trials": AT_LEAST_ONE,
+    "eval.sigma": NOT_NEGATIVE,
+    "eval.seed": Bound(0, 2**31 - 1),
+    "checkpoint.every": AT_LEAST_ONE,
+}
+
+
+def check_config(config: ConfigDict) -> None:
+    """Refuses a config that cannot run, before anything is loaded or written.
+
+    Raises:
+      UserError: names the key and the way out.
+    """
+    flat = flatten(config.to_dict())
+    for key, bound in BOUNDS.items():
+        if not bound.holds(flat[key]):
+            raise UserError(f"config.{key}={flat[key]} must be {bound}")
+    if flat["data.crop_area_min"] > flat["data.crop_area_max"]:
+        raise UserError("config.data.crop_area_min is above config.data.crop_area_max")
+    for label, term in config.terms.items():
+        for key in ("weight", "sigma", "probability"):
+            bound = SHARE if key == "probability" else NOT_NEGATIVE
+            if key in term and not bound.holds(term[key]):
+                raise UserError(f"config.terms.{label}.{key}={term[key]} must be {bound}")
+    build(config.terms.to_dict())
+    check_objective(config.objective, config.terms.to_dict())
+    create_model(config.model.name, num_classes=2, dtype=config.model.dtype)
+    check_image_size(config.model.name, config.data.image_size)
+    if config.checkpoint.best not in BEST_METRICS:
+        raise UserError(
+            f"config.checkpoint.best={config.checkpoint.best!r}; valid: {', '.join(BEST_METRICS)}"
+        )
+
+
+BEST_METRICS = ("clean", "core", "rcs")
+
+
+def refuse_other_config(config: ConfigDict, workdir: Path) -> None:
+    """Raises UserError if the workdir was made by another config; names the keys that differ."""
+    path = workdir / "config.json"
+    if not path.exists():
+        return
+    old, new = flatten(read_json(path)), flatten(config.to_dict())
+    differing = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
+    if differing:
+        changes = "; ".join(f"{k}: {old.get(k)!r} there, {new.get(k)!r} now" for k in differing)
+        raise UserError(
+            f"{workdir} holds a run of another config ({changes}); choose another --workdir, "
+            "or remove that one to start over"
+        )

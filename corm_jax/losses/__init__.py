@@ -1,0 +1,1 @@
+"""Training objectives: named terms, their weights, and presets of them."""

@@ -1,0 +1,175 @@
+"""Terms of training objectives.
+
+A term is a pure function (forward, batch, key, ...) -> (losses, logs):
+
+    forward   images float32 [B, H, W, 3] in [0, 1] -> logits float32 [B, C]; closes over the
+              parameters that the step differentiates
+    batch     `image` float32 [B, H, W, 3] in [0, 1], `target` float32 [B, C] (each row sums to 1),
+              `non_core` float32 [B, H, W, 1] in [0, 1] (validity * (1 - core mask)), `has_mask`
+              float32 [B]
+    key       PRNG key of this step; terms given equal arguments draw equal noise
+    losses    float32 [B], neither averaged nor weighted
+    logs      dict of float32 scalars to log
+
+For an image without mask `non_core` is zero.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from corm_jax.corruptions import gaussian_noise
+from corm_jax.errors import UserError, lookup, nearest
+
+Forward = Callable[[jax.Array], jax.Array]
+Batch = dict[str, jax.Array]
+Logs = dict[str, jax.Array]
+Term = Callable[[Forward, Batch, jax.Array], tuple[jax.Array, Logs]]
+
+
+def cross_entropy(forward: Forward, batch: Batch, key: jax.Array) -> tuple[jax.Array, Logs]:
+    """Cross entropy on the images as they are: -sum_c target_c log softmax(f(x))_c."""
+    del key
+    return optax.softmax_cross_entropy(forward(batch["image"]), batch["target"]), {}
+
+
+def noisy_view(batch: Batch, key: jax.Array, *, sigma: float, probability: float) -> jax.Array:
+    """Returns images with Gaussian noise outside the core: clip(x + sigma * n * (1 - m), 0, 1).
+
+    Args:
+      batch: see the module's docstring.
+      key: PRNG key.
+      sigma: standard deviation in [0, 1] pixel units.
+      probability: of each image to be corrupted, in [0, 1]; the others stay as they are.
+    """
+    noise_key, choice_key = jax.random.split(key)
+    noisy = gaussian_noise(batch["image"], batch["non_core"], noise_key, sigma=sigma)
+    if probability >= 1:
+        return noisy
+    chosen = jax.random.bernoulli(choice_key, probability, (len(noisy), 1, 1, 1))
+    return jnp.where(chosen, noisy, batch["image"])
+
+
+def noisy_cross_entropy(
+    forward: Forward,
+    batch: Batch,
+    key: jax.Array,
+    *,
+    sigma: float,
+    probability: float,
+    without_mask: str,
+) -> tuple[jax.Array, Logs]:
+    """Cross entropy on images with Gaussian noise outside the core.
+
+    Args:
+      forward: see the module's docstring.
+      batch: see the module's docstring.
+      key: PRNG key.
+      sigma: standard deviation of the noise in [0, 1] pixel units.
+      probability: of each image to be corrupted, in [0, 1].
+      without_mask: the loss of an image without mask: "clean" takes its cross entropy (for use
+        instead of `cross_entropy`), "zero" nothing (for use beside it), so that in both an image
+        without mask contributes exactly its cross entropy to the objective.
+
+    Source: Hard ImageNet (Moayeri et al. 2022) with probability 1/2, MLX (Heo et al. 2023) with 1.
+    """
+    images = noisy_view(batch, key, sigma=sigma, probability=probability)
+    losses = optax.softmax_cross_entropy(forward(images), batch["target"])
+    if _check_without_mask(without_mask) == "zero":
+        losses = losses * batch["has_mask"]
+    return losses, {}
+
+
+def input_gradient(
+    forward: Forward,
+    batch: Batch,
+    key: jax.Array,
+    *,
+    sigma: float,
+    probability: float,
+) -> tuple[jax.Array, Logs]:
+    """Mean squared input gradient outside the core: mean((dL/dx * (1 - m))^2) over H, W, 3.
+
+    L is an image's own cross entropy, so that the penalty depends on neither the batch's size nor
+    its other images (project choice; with batch normalisation they still meet in the statistics).
+    The step differentiates through dL/dx: the penalty reaches the weights by double backprop.
+
+    Args:
+      forward: see the module's docstring.
+      batch: see the module's docstring.
+      key: PRNG key.
+      sigma: standard deviation of the noise outside the core on the images where the gradient is
+        taken; the same noise as `noisy_cross_entropy`'s of equal arguments.
+      probability: of each image to be corrupted, in [0, 1]; 0 takes clean images.
+
+    Returns:
+      (losses float32 [B], computed in float32 whatever the model's dtype: squares of small
+      gradients leave half precision's range; logs `input_gradient_norm`, the mean over images of
+      the gradient's L2 norm outside the core).
+
+    Source: right for the right reasons (Ross et al. 2017), Hard ImageNet (Moayeri et al. 2022).
+    """
+    images = batch["image"]
+    if probability > 0 and sigma > 0:
+        images = noisy_view(batch, key, sigma=sigma, probability=probability)
+
+    def total(images: jax.Array) -> jax.Array:
+        return optax.softmax_cross_entropy(forward(images), batch["target"]).sum()
+
+    gradients = jax.grad(total)(images).astype(jnp.float32) * batch["non_core"]
+    squares = jnp.square(gradients).sum(axis=(1, 2, 3))
+    norm = jnp.sqrt(jax.lax.stop_gradient(squares)).mean()
+    size = gradients.shape[1] * gradients.shape[2] * gradients.shape[3]
+    return squares / size, {"input_gradient_norm": norm}
+
+
+def _check_without_mask(choice: str) -> str:
+    return lookup({"clean": "clean", "zero": "zero"}, choice, "without_mask")
+
+
+TERMS: dict[str, Callable[..., tuple[jax.Array, Logs]]] = {
+    "cross_entropy": cross_entropy,
+    "noisy_cross_entropy": noisy_cross_entropy,
+    "input_gradient": input_gradient,
+}
+
+_PARAMETERS: dict[str, set[str]] = {
+    "cross_entropy": set(),
+    "noisy_cross_entropy": {"sigma", "probability", "without_mask"},
+    "input_gradient": {"sigma", "probability"},
+}
+
+
+def build(terms: dict[str, dict[str, Any]]) -> dict[str, tuple[float, Term]]:
+    """Builds an objective from config data.
+
+    Args:
+      terms: label -> {"term": a key of `TERMS`, "weight": float, and the term's parameters}.
+
+    Returns:
+      label -> (weight, term of (forward, batch, key)).
+
+    Raises:
+      UserError: if a term or a parameter is unknown or missing; names it.
+    """
+    if not terms:
+        raise UserError("config.terms is empty: an objective needs one term or more")
+    built = {}
+    for label, description in terms.items():
+        where = f"config.terms.{label}"
+        name = description.get("term", "")
+        function = lookup(TERMS, name, f"loss term in {where}.term:")
+        parameters = {k: v for k, v in description.items() if k not in ("term", "weight")}
+        valid = _PARAMETERS[name]
+        for key in set(parameters) - valid:
+            raise UserError(f"{where}.{key}: {name} has no such parameter{nearest(key, valid)}")
+        for key in sorted((valid | {"weight"}) - set(description)):
+            raise UserError(f"{where}.{key} is missing: {name} needs it")
+        if "without_mask" in parameters:
+            _check_without_mask(parameters["without_mask"])
+        built[label] = (float(description["weight"]), partial(function, **parameters))
+    return built

@@ -1,0 +1,81 @@
+"""Metrics: sums and counts that merge across batches and hosts, divided once."""
+
+import clu.metrics
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+@flax.struct.dataclass
+class ClassAccuracy(clu.metrics.Metric):
+    """Accuracy by class.
+
+    Attributes:
+      correct: float32 [C], weighted number of correct predictions of each class. Whole numbers:
+        exact up to 2^24 a class.
+      count: float32 [C], weighted number of predictions of each class.
+    """
+
+    correct: jax.Array
+    count: jax.Array
+
+    @classmethod
+    def from_model_output(
+        cls, *, correct: jax.Array, label: jax.Array, weight: jax.Array, num_classes: int
+    ) -> "ClassAccuracy":
+        """Counts a batch.
+
+        Args:
+          correct: float32 [B], 1 where the prediction is right (or a sum over trials).
+          label: int32 [B].
+          weight: float32 [B], 0 for what does not count (or the number of trials).
+          num_classes: C.
+        """
+        classes = jax.nn.one_hot(label, num_classes, dtype=jnp.float32)
+        present = (weight > 0).astype(jnp.float32)
+        return cls(
+            correct=((correct * present)[:, None] * classes).sum(axis=0),
+            count=(weight[:, None] * classes).sum(axis=0),
+        )
+
+    def merge(self, other: "ClassAccuracy") -> "ClassAccuracy":
+        """Adds the counts of another part of the data."""
+        return ClassAccuracy(self.correct + other.correct, self.count + other.count)
+
+    def compute(self) -> float:
+        """Returns the mean over classes of their accuracies; classes without images are left out.
+
+        NaN if there are no images at all.
+        """
+        correct, count = np.asarray(self.correct, np.float64), np.asarray(self.count, np.float64)
+        present = count > 0
+        if not present.any():
+            return float("nan")
+        return float(np.mean(correct[present] / count[present]))
+
+    def compute_plain(self) -> float:
+        """Returns the accuracy over all images, whatever their class; NaN if there are none."""
+        total = float(np.asarray(self.count, np.float64).sum())
+        return float(np.asarray(self.correct, np.float64).sum()) / total if total else float("nan")
+
+    def number(self) -> float:
+        """Returns the weighted number of predictions."""
+        return float(np.asarray(self.count, np.float64).sum())
+
+
+def relative_core_sensitivity(core: float, spurious: float) -> float:
+    """Returns RCS = (core - spurious) / (2 min(a, 1 - a)), a = (core + spurious) / 2.
+
+    Args:
+      core: accuracy in [0, 1] under noise outside the core.
+      spurious: accuracy in [0, 1] under noise on the core.
+
+    Returns:
+      a value in [-1, 1]: positive where the model relies on the core more; 0 where a is 0 or 1.
+
+    Source: Singla, Moayeri and Feizi 2022 (arXiv:2203.15566).
+    """
+    mean = (core + spurious) / 2
+    room = min(mean, 1 - mean)
+    return (core - spurious) / (2 * room) if room > 0 else 0.0

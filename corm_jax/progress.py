@@ -1,0 +1,92 @@
+"""What a user sees of a running training: a progress line, TensorBoard, a history on disk."""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any, TextIO
+
+from clu import metric_writers
+
+from corm_jax.files import replacing
+
+
+class History:
+    """The metrics of a run by step: `history.jsonl` and TensorBoard events in the workdir."""
+
+    def __init__(self, workdir: Path, *, start: int) -> None:
+        """Opens the history; what an interrupted run wrote beyond step `start` is dropped."""
+        self._path = workdir / "history.jsonl"
+        self.records = [r for r in read_history(self._path) if r["step"] <= start]
+        with replacing(self._path) as temporary:
+            temporary.write_text("".join(json.dumps(r) + "\n" for r in self.records))
+        self._file = self._path.open("a")
+        self._writer = metric_writers.SummaryWriter(str(workdir / "tensorboard"))
+
+    def write(self, step: int, metrics: dict[str, float]) -> None:
+        """Appends metrics of a step."""
+        record = {"step": step, **metrics}
+        self.records.append(record)
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+        self._writer.write_scalars(step, metrics)
+
+    def close(self) -> None:
+        """Flushes and closes both files."""
+        self._file.close()
+        self._writer.close()
+
+
+def read_history(path: Path) -> list[dict[str, Any]]:
+    """Reads a history; a last line that was cut off by a crash is left out."""
+    records = []
+    if path.exists():
+        for line in path.read_text().splitlines():
+            try:
+                records.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+    return records
+
+
+class ProgressLine:
+    """One line with step, loss, images/s, share of time waiting for data, and time to go.
+
+    On a terminal it is rewritten in place; in a log file each is a line of its own.
+    """
+
+    def __init__(self, total: int, stream: TextIO = sys.stderr) -> None:
+        """Starts the clock for `total` steps."""
+        self._total, self._stream = total, stream
+        self._terminal = stream.isatty()
+        self._drawn = False
+
+    def show(
+        self, step: int, loss: float, images_per_second: float, waiting: float, step_seconds: float
+    ) -> None:
+        """Shows the state after `step` steps; `waiting` is a share in [0, 1]."""
+        rest = time.gmtime((self._total - step) * step_seconds)
+        days = f"{rest.tm_yday - 1}d " if rest.tm_yday > 1 else ""
+        line = (
+            f"step {step:>{len(str(self._total))}}/{self._total}  loss {loss:.4f}  "
+            f"{images_per_second:.0f} images/s  data wait {waiting:.0%}  "
+            f"ETA {days}{time.strftime('%H:%M:%S', rest)}"
+        )
+        if self._terminal:
+            self._stream.write(f"\r{line}\x1b[K")
+            self._drawn = True
+        else:
+            self._stream.write(line + "\n")
+        self._stream.flush()
+
+    def note(self, text: str) -> None:
+        """Prints a line of its own."""
+        self.finish()
+        self._stream.write(text + "\n")
+        self._stream.flush()
+
+    def finish(self) -> None:
+        """Ends the line on a terminal."""
+        if self._drawn:
+            self._stream.write("\n")
+            self._drawn = False

@@ -1,0 +1,206 @@
+"""Results for people: results.json, pictures, and the table that compares runs."""
+
+import argparse
+import datetime
+import platform
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from ml_collections import ConfigDict
+
+import corm_jax
+from corm_jax.errors import UserError
+from corm_jax.evaluate import DEFINITIONS, core_region, dilations, noisy_pair
+from corm_jax.files import read_json, replacing, write_json
+from corm_jax.steps import expand_batch
+
+matplotlib.use("agg")
+
+EXAMPLES = 8
+PACKAGES = (
+    *("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets"),
+    *("ml_collections", "clu", "numpy"),
+)
+SUMMARY_KEYS = ("clean", "core", "spurious", "rcs", "counterfactual")
+
+
+def results(
+    config: ConfigDict,
+    *,
+    metrics: dict[str, float],
+    seconds: float,
+    skipped: list[str],
+    counts: dict[str, int],
+) -> dict[str, Any]:
+    """Returns the content of results.json: metrics, their definitions, and where they come from.
+
+    Args:
+      config: the run's config.
+      metrics: of the final evaluation.
+      seconds: time spent training.
+      skipped: training images that could not be decoded.
+      counts: of the join of images and masks.
+    """
+    return {
+        "objective": config.objective,
+        "model": config.model.name,
+        "metrics": metrics,
+        "definitions": {name: DEFINITIONS[name] for name in metrics},
+        "protocol": {
+            "name": "complement",
+            "sigma": config.eval.sigma,
+            "trials": config.eval.trials,
+            "dilations": dilations(config.data.image_size),
+            "noise_seed": config.eval.seed,
+        },
+        "seed": config.seed,
+        "steps": config.train.steps,
+        "train_seconds": round(seconds, 2),
+        "masks": counts,
+        "skipped_images": skipped,
+        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "versions": {
+            "corm_jax": corm_jax.__version__,
+            "python": platform.python_version(),
+            **{package: metadata.version(package) for package in PACKAGES},
+        },
+        "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def draw_curves(path: Path, records: list[dict[str, Any]], title: str) -> None:
+    """Draws a run's loss, terms, gradient norms and accuracies by step.
+
+    Args:
+      path: PNG file to write.
+      records: of the run's history.
+      title: above the picture.
+    """
+
+    def series(name: str) -> tuple[list[int], list[float]]:
+        pairs = [(r["step"], r[name]) for r in records if name in r]
+        return [s for s, _ in pairs], [v for _, v in pairs]
+
+    names = sorted({name for record in records for name in record})
+    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    loss, norms, accuracy = figure.subplots(1, 3)
+    loss.plot(*series("train/loss"), label="total", color="black")
+    for name in names:
+        label = name.split("/")[-2] if name.count("/") > 1 else ""
+        if name.endswith("/value"):
+            loss.plot(*series(name), label=label, alpha=0.7)
+        elif name.endswith("/gradient_norm"):
+            norms.plot(*series(name), label=label)
+    for name in ("clean", "core", "spurious"):
+        accuracy.plot(*series(f"validation/{name}"), marker="o", label=name)
+    loss.set(title="loss (terms before weighting)", xlabel="step", yscale="log")
+    norms.set(title="gradient norm of each weighted term", xlabel="step", yscale="log")
+    accuracy.set(title="validation accuracy (subset)", xlabel="step", ylim=(0, 1))
+    for axes in (loss, norms, accuracy):
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(fontsize=8)
+        axes.grid(alpha=0.3)
+    figure.suptitle(title)
+    _save(figure, path)
+
+
+def draw_examples(
+    path: Path, batch: dict[str, np.ndarray], class_names: Sequence[str], config: ConfigDict
+) -> None:
+    """Draws validation images, their core masks and the noisy views that the metrics use.
+
+    Args:
+      path: PNG file to write.
+      batch: as loaded for evaluation.
+      class_names: names of the labels.
+      config: the run's.
+    """
+    masked = np.flatnonzero(batch["has_mask"])
+    # One image of each class first, then whatever comes.
+    _, firsts = np.unique(batch["label"][masked], return_index=True)
+    order = np.concatenate([np.sort(firsts), np.setdiff1d(np.arange(len(masked)), firsts)])
+    chosen = masked[order[:EXAMPLES]]
+    batch = expand_batch({key: jnp.asarray(value[chosen]) for key, value in batch.items()})
+    region, _ = core_region(batch["core_mask"])
+    core, spurious = noisy_pair(
+        batch, region, seed=config.eval.seed, trial=jnp.asarray(0), sigma=config.eval.sigma
+    )
+    rows = {
+        "image": batch["image"],
+        "core mask": batch["core_mask"],
+        "core region\n(dilated)": region,
+        "core accuracy:\nnoise outside": core,
+        "spurious accuracy:\nnoise on it": spurious,
+    }
+    figure = Figure(figsize=(1.5 * len(chosen) + 1.2, 1.5 * len(rows) + 0.4), layout="constrained")
+    axes = figure.subplots(len(rows), len(chosen), squeeze=False)
+    for row, (name, images) in enumerate(rows.items()):
+        for column, image in enumerate(np.asarray(images)):
+            panel = axes[row, column]
+            shown = image[..., 0] if image.shape[-1] == 1 else image
+            panel.imshow(shown, cmap="gray", vmin=0, vmax=1)
+            panel.set(xticks=[], yticks=[])
+            if row == 0:
+                panel.set_title(class_names[int(batch["label"][column])], fontsize=9)
+        axes[row, 0].set_ylabel(name, fontsize=9)
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=110)
+
+
+def summary_row(results: dict[str, Any]) -> dict[str, Any]:
+    """Returns {objective, clean, core, spurious, rcs, counterfactual, seconds} of a run."""
+    metrics = results["metrics"]
+    row = {"objective": results["objective"]}
+    row |= {key: metrics[key] for key in SUMMARY_KEYS if key in metrics}
+    return {**row, "seconds": results["train_seconds"]}
+
+
+def format_table(rows: list[dict[str, Any]]) -> str:
+    """Returns runs as a table; accuracies in percent."""
+    keys = [key for key in (*SUMMARY_KEYS,) if any(key in row for row in rows)]
+    lines = ["  ".join([f"{'objective':<14}", *(f"{key:>14}" for key in (*keys, "seconds"))])]
+    for row in rows:
+        cells = [f"{row['objective']:<14}"]
+        for key in keys:
+            value = row.get(key, float("nan"))
+            cells.append(f"{value:>14.3f}" if key == "rcs" else f"{100 * value:>13.1f}%")
+        lines.append("  ".join([*cells, f"{row['seconds']:>14.0f}"]))
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Compares finished runs; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m corm_jax.report", description="Compares finished runs in one table."
+    )
+    parser.add_argument("workdirs", nargs="+", type=Path, metavar="WORKDIR")
+    parser.add_argument("--summary", type=Path, help="also write the table as JSON to this file")
+    arguments = parser.parse_args(argv)
+    try:
+        rows = [summary_row(read_json(path / "results.json")) for path in arguments.workdirs]
+        if arguments.summary:
+            write_json(arguments.summary, rows)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(format_table(rows))
+    print("\npictures:")
+    for path in arguments.workdirs:
+        print(f"  {path}/examples.png  {path}/curves.png")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,74 @@
+"""The device mesh and where arrays live on it."""
+
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from corm_jax.errors import UserError
+
+AXES = ("data", "fsdp")
+MIN_SHARDED_SIZE = 2**16  # smaller parameters are replicated: sharding them saves nothing
+
+
+def create_mesh(data: int, fsdp: int) -> Mesh:
+    """Creates the mesh (data, fsdp) over all devices.
+
+    Args:
+      data: size of the data-parallel axis, -1 for all devices that `fsdp` leaves.
+      fsdp: size of the axis that parameters are sharded over as well as the batch.
+
+    Raises:
+      UserError: if the axes do not cover the devices.
+    """
+    devices = jax.device_count()
+    if data == -1 and fsdp > 0:
+        data = devices // fsdp
+    if data < 1 or fsdp < 1 or data * fsdp != devices:
+        raise UserError(
+            f"config.mesh of data={data} x fsdp={fsdp} does not cover the {devices} devices"
+        )
+    return jax.make_mesh((data, fsdp), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Returns the sharding of a batch: examples over all devices."""
+    return NamedSharding(mesh, PartitionSpec(AXES))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Returns the sharding of what every device holds whole."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def state_shardings(abstract_state: Any, mesh: Mesh) -> Any:
+    """Returns shardings for a train state: one rule for parameters, averages and moments.
+
+    The largest dimension that `fsdp` divides is sharded over it; arrays of fewer than
+    `MIN_SHARDED_SIZE` elements are replicated.
+
+    Args:
+      abstract_state: tree of `jax.ShapeDtypeStruct`.
+      mesh: from `create_mesh`.
+    """
+    size = mesh.shape["fsdp"]
+
+    def rule(leaf: jax.ShapeDtypeStruct) -> NamedSharding:
+        candidates = [axis for axis, length in enumerate(leaf.shape) if length % size == 0]
+        if size == 1 or leaf.size < MIN_SHARDED_SIZE or not candidates:
+            return replicated(mesh)
+        axis = max(candidates, key=lambda candidate: leaf.shape[candidate])
+        spec = [None] * leaf.ndim
+        spec[axis] = "fsdp"
+        return NamedSharding(mesh, PartitionSpec(*spec))
+
+    return jax.tree.map(rule, abstract_state)
+
+
+def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """Places this process's part of a batch on its devices as part of the global batch."""
+    sharding = batch_sharding(mesh)
+    return {
+        key: jax.make_array_from_process_local_data(sharding, value) for key, value in batch.items()
+    }

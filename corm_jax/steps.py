@@ -1,0 +1,165 @@
+"""One training step: terms averaged, weighed, summed, differentiated, applied."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from corm_jax.losses.terms import Batch, Term, build
+from corm_jax.masks import resample
+from corm_jax.sharding import batch_sharding, replicated, state_shardings
+from corm_jax.state import TrainState, create_optimizer
+
+Metrics = dict[str, jax.Array]
+
+
+def expand_batch(batch: Batch) -> Batch:
+    """Turns a loaded batch into what losses and metrics work on, on the device.
+
+    Args:
+      batch: as `corm_jax.data.pipeline.Loader.batches` yields it.
+
+    Returns:
+      `image` float32 [B, H, W, 3] in [0, 1]; `core_mask` and `mask_valid` float32 [B, H, W, 1],
+      both 0 for an image without mask; `label`, `id`, `weight`, `has_mask` as they were.
+    """
+    size = batch["image"].shape[1]
+    has_mask = batch["has_mask"][:, None, None, None]
+    if "core_grid" in batch:
+        grid = batch["core_grid"].astype(jnp.float32) / 255.0
+        core_mask = resample.resample(grid, batch["mask_window"], size)
+    else:
+        core_mask = batch["core_mask"][..., None].astype(jnp.float32) / 255.0
+    valid = resample.validity(batch["mask_window"], size) * has_mask
+    return {
+        "image": batch["image"].astype(jnp.float32) / 255.0,
+        "core_mask": core_mask * valid,
+        "mask_valid": valid,
+        **{key: batch[key] for key in ("label", "id", "weight", "has_mask")},
+    }
+
+
+def _weighted_mean(values: jax.Array, weights: jax.Array) -> jax.Array:
+    return (values * weights).sum() / jnp.maximum(weights.sum(), 1.0)
+
+
+class Objective:
+    """The weighted sum of an objective's terms, as a function of the parameters."""
+
+    def __init__(self, config: ConfigDict, model: nn.Module) -> None:
+        """Builds the terms of `config.terms`."""
+        self._model = model
+        self._terms: dict[str, tuple[float, Term]] = build(config.terms.to_dict())
+        self._label_smoothing = config.train.label_smoothing
+        self._seed = config.seed
+
+    def batch(self, batch: Batch) -> Batch:
+        """Adds `target` [B, C] and `non_core` [B, H, W, 1] to an expanded batch."""
+        batch = expand_batch(batch)
+        target = jax.nn.one_hot(batch["label"], self._model.num_classes, dtype=jnp.float32)
+        target = optax.smooth_labels(target, self._label_smoothing)
+        non_core = batch["mask_valid"] * (1.0 - batch["core_mask"])
+        return {**batch, "target": target, "non_core": non_core}
+
+    def term(
+        self, label: str, state: TrainState, params: Any, batch: Batch
+    ) -> tuple[jax.Array, Metrics]:
+        """Returns (weighted mean loss of one term, its logs)."""
+        key = jax.random.fold_in(jax.random.key(self._seed), state.step)
+        weight, function = self._terms[label]
+        losses, logs = function(lambda x: self._apply(state, params, x)[0], batch, key)
+        value = _weighted_mean(losses, batch["weight"])
+        logs = {f"terms/{label}/{name}": log for name, log in logs.items()}
+        return weight * value, {f"terms/{label}/value": value, **logs}
+
+    def total(self, params: Any, state: TrainState, batch: Batch) -> tuple[jax.Array, Any]:
+        """Returns (loss, (logs, new running averages of the clean images))."""
+        total, metrics = jnp.zeros((), jnp.float32), {}
+        for label in self._terms:
+            value, logs = self.term(label, state, params, batch)
+            total += value
+            metrics.update(logs)
+        batch_stats = state.batch_stats
+        if batch_stats:
+            # Evaluation sees clean images, so the running averages are theirs alone. Where a term
+            # takes them too, XLA computes the two equal passes once.
+            batch_stats = self._apply(state, params, batch["image"])[1]
+        return total, (metrics, batch_stats)
+
+    def _apply(self, state: TrainState, params: Any, images: jax.Array) -> tuple[jax.Array, Any]:
+        variables = {"params": params, "batch_stats": state.batch_stats}
+        (logits, _), updates = self._model.apply(
+            variables, images, train=True, mutable=["batch_stats"]
+        )
+        return logits, updates.get("batch_stats", {})
+
+    def gradient_norms(self, state: TrainState, batch: Batch) -> Metrics:
+        """Returns the L2 norm of each weighted term's gradient to the parameters."""
+        batch = self.batch(batch)
+        norms = {}
+        for label in self._terms:
+            gradient = jax.grad(lambda p, label=label: self.term(label, state, p, batch)[0])
+            norms[f"terms/{label}/gradient_norm"] = optax.global_norm(gradient(state.params))
+        return norms
+
+
+def make_train_step(
+    config: ConfigDict, model: nn.Module, mesh: Mesh, abstract: TrainState
+) -> tuple[
+    Callable[[TrainState, Batch], tuple[TrainState, Metrics]],
+    Callable[[TrainState, Batch], Metrics],
+]:
+    """Compiles the training step and its diagnosis.
+
+    Args:
+      config: the run's config.
+      model: maps images to (logits, intermediates).
+      mesh: from `corm_jax.sharding.create_mesh`.
+      abstract: from `corm_jax.state.abstract_state`.
+
+    Returns:
+      (step, gradient_norms). step(state, batch) -> (new state, metrics); it donates the state.
+      gradient_norms(state, batch) -> each term's gradient norm: a backward pass for every term,
+      so it runs where something is logged, not in every step.
+    """
+    objective = Objective(config, model)
+    optimizer = create_optimizer(config)
+    decay = config.train.ema_decay
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        batch = objective.batch(batch)
+        gradient = jax.value_and_grad(objective.total, has_aux=True)
+        (loss, (metrics, batch_stats)), gradients = gradient(state.params, state, batch)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema_params = state.ema_params
+        if decay:
+            ema_params = optax.incremental_update(params, ema_params, 1.0 - decay)
+        metrics |= {
+            "loss": loss,
+            "gradient_norm": optax.global_norm(gradients),
+            "parameter_norm": optax.global_norm(params),
+        }
+        state = TrainState(
+            step=state.step + 1,
+            params=params,
+            batch_stats=batch_stats,
+            opt_state=opt_state,
+            ema_params=ema_params,
+        )
+        return state, metrics
+
+    shardings = state_shardings(abstract, mesh)
+    everywhere = replicated(mesh)
+    inputs = (shardings, batch_sharding(mesh))
+    return (
+        jax.jit(
+            step, in_shardings=inputs, out_shardings=(shardings, everywhere), donate_argnums=0
+        ),
+        jax.jit(objective.gradient_norms, in_shardings=inputs, out_shardings=everywhere),
+    )

@@ -1,0 +1,242 @@
+"""The training loop: wiring, logging, evaluation, checkpoints."""
+
+import dataclasses
+import logging
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from corm_jax import report
+from corm_jax.checkpoint import Checkpoints
+from corm_jax.config import check_config, refuse_other_config
+from corm_jax.data.dataset import Dataset, evaluation_loader, open_dataset, training_loader
+from corm_jax.errors import UserError
+from corm_jax.evaluate import PROTOCOLS, EvalStep, evaluate, make_eval_step
+from corm_jax.files import write_json
+from corm_jax.models import create_model
+from corm_jax.progress import History, ProgressLine
+from corm_jax.sharding import create_mesh, put_batch
+from corm_jax.state import TrainState, abstract_state, create_state
+from corm_jax.steps import make_train_step
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """What a run is made of."""
+
+    config: ConfigDict
+    workdir: Path
+    dataset: Dataset
+    mesh: Mesh
+    model: nn.Module
+    shard: tuple[int, int]
+    complement: EvalStep
+    clean: EvalStep
+
+
+def set_up(config: ConfigDict, workdir: Path) -> Setup:
+    """Checks everything and opens the data; writes nothing but prepared embedded data.
+
+    Raises:
+      UserError: for a config, workdir or data that cannot be used; says what to do.
+    """
+    check_config(config)
+    refuse_other_config(config, workdir)
+    mesh = create_mesh(config.mesh.data, config.mesh.fsdp)
+    for key in ("train", "eval"):
+        if config[key].batch_size % mesh.size:
+            raise UserError(
+                f"config.{key}.batch_size={config[key].batch_size} is not a multiple of the "
+                f"{mesh.size} devices"
+            )
+    dataset = open_dataset(config)
+    model = create_model(
+        config.model.name, num_classes=len(dataset.class_names), dtype=config.model.dtype
+    )
+    return Setup(
+        config=config,
+        workdir=workdir,
+        dataset=dataset,
+        mesh=mesh,
+        model=model,
+        shard=(jax.process_index(), jax.process_count()),
+        complement=make_eval_step(PROTOCOLS["complement"](model, config), mesh),
+        clean=make_eval_step(PROTOCOLS["clean"](model, config), mesh),
+    )
+
+
+def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+    """Trains, or goes on with what the workdir holds, evaluates, and writes the results.
+
+    Args:
+      config: as `corm_jax.config.base_config` describes it.
+      workdir: receives config.json, checkpoints/, history.jsonl, tensorboard/, results.json,
+        curves.png and examples.png.
+
+    Returns:
+      the content of results.json.
+
+    Raises:
+      UserError: for what the user can put right; training stops at a loss that is not finite.
+    """
+    setup = set_up(config, workdir)
+    abstract = abstract_state(config, setup.model, setup.mesh)
+    write_json(workdir / "config.json", config.to_dict())
+    checkpoints = Checkpoints(workdir / "checkpoints", best=config.checkpoint.best)
+    restored = checkpoints.restore(abstract)
+    if restored is None:
+        state = create_state(config, setup.model, setup.mesh)
+        run = {"step": 0, "position": 0, "seconds": 0.0, "skipped": {}}
+    else:
+        state, run = restored
+        logger.info("resuming from the checkpoint of step %d", run["step"])
+    history = History(workdir, start=run["step"])
+    state, run = _loop(setup, abstract, state, run, checkpoints, history)
+    checkpoints.close()
+    history.close()
+    results = report.results(
+        config,
+        metrics=_final_metrics(setup, state),
+        seconds=run["seconds"],
+        skipped=list(run["skipped"].values()),
+        counts=setup.dataset.counts,
+    )
+    _draw(setup, history)
+    write_json(workdir / "results.json", results)
+    return results
+
+
+def _loop(
+    setup: Setup,
+    abstract: TrainState,
+    state: TrainState,
+    run: dict[str, Any],
+    checkpoints: Checkpoints,
+    history: History,
+) -> tuple[TrainState, dict[str, Any]]:
+    """Takes the steps that are left; returns the last state and the run's record."""
+    config, steps = setup.config, setup.config.train.steps
+    train_step, gradient_norms = make_train_step(config, setup.model, setup.mesh, abstract)
+    loader = training_loader(config, setup.dataset.train, setup.shard)
+    loader.skipped.update({int(index): where for index, where in run["skipped"].items()})
+    batches = _prefetch(loader.batches(run["step"], steps), setup.mesh)
+    progress = ProgressLine(steps)
+    pending: list[tuple[int, dict[str, jax.Array]]] = []  # metrics not yet looked at
+    waited, since, first = 0.0, time.perf_counter(), run["step"]
+    for step in range(run["step"] + 1, steps + 1):
+        before = time.perf_counter()
+        batch = next(batches)
+        waited += time.perf_counter() - before
+        log_now = step % config.train.log_every == 0 or step == steps
+        norms = gradient_norms(state, batch) if log_now else {}
+        state, metrics = train_step(state, batch)
+        pending.append((step, metrics))
+        evaluate_now = step % config.eval.every == 0 and step < steps
+        save_now = step % config.checkpoint.every == 0 or step == steps
+        if not (log_now or evaluate_now or save_now):
+            continue
+        scalars = _fetch_finite(pending, checkpoints)
+        seconds = time.perf_counter() - since
+        run = {
+            "step": step,
+            "position": step * config.train.batch_size,
+            "seconds": run["seconds"] + seconds,
+            "skipped": {str(index): where for index, where in loader.skipped.items()},
+        }
+        if log_now or evaluate_now:
+            taken = step - first
+            speed = taken * config.train.batch_size / seconds
+            share = min(1.0, waited / seconds)
+            progress.show(step, scalars["loss"], speed, share, seconds / taken)
+            scalars |= {k: float(v) for k, v in norms.items()}
+            scalars |= {"images_per_second": speed, "data_wait": share}
+            history.write(step, {f"train/{name}": value for name, value in scalars.items()})
+        measured = None
+        if evaluate_now:
+            measured = _evaluate(setup, state, setup.complement, "validation", config.eval.subset)
+            history.write(step, {f"validation/{name}": v for name, v in measured.items()})
+            progress.note(
+                f"step {step}: on {measured['images']:.0f} validation images: "
+                + ", ".join(f"{k} {measured[k]:.3f}" for k in ("clean", "core", "spurious", "rcs"))
+            )
+        if save_now:
+            checkpoints.save(step, state, run, measured)
+        waited, since, first = 0.0, time.perf_counter(), step
+    progress.finish()
+    return state, run
+
+
+def _prefetch(
+    batches: Iterator[dict[str, np.ndarray]], mesh: Mesh
+) -> Iterator[dict[str, jax.Array]]:
+    """Yields batches on the devices, the next one already on its way."""
+    ahead = None
+    for batch in batches:
+        placed = put_batch(batch, mesh)
+        if ahead is not None:
+            yield ahead
+        ahead = placed
+    if ahead is not None:
+        yield ahead
+
+
+def _fetch_finite(
+    pending: list[tuple[int, dict[str, jax.Array]]], checkpoints: Checkpoints
+) -> dict[str, float]:
+    """Fetches and clears the pending metrics; returns the last step's.
+
+    Raises:
+      UserError: at the first step whose loss or parameters are not finite; nothing of it is saved.
+    """
+    scalars: dict[str, float] = {}
+    for step, metrics in jax.device_get(pending):
+        scalars = {name: float(value) for name, value in metrics.items()}
+        for name in ("loss", "gradient_norm", "parameter_norm"):
+            if not math.isfinite(scalars[name]):
+                checkpoints.wait()
+                raise UserError(
+                    f"{name} is {scalars[name]} at step {step}; training stopped, the checkpoints "
+                    "from before it are kept. Lower config.optimizer.learning_rate or a term's "
+                    "weight, or set config.optimizer.clip_norm, in another --workdir"
+                )
+    pending.clear()
+    return scalars
+
+
+def _evaluate(
+    setup: Setup, state: TrainState, protocol: EvalStep, split: str, size: int = 0
+) -> dict[str, float]:
+    loader, count = evaluation_loader(
+        setup.config, getattr(setup.dataset, split), setup.shard, size
+    )
+    return evaluate(protocol, state.eval_variables(), loader.batches(0, count), setup.mesh)
+
+
+def _final_metrics(setup: Setup, state: TrainState) -> dict[str, float]:
+    """Evaluates on the whole validation split and, where there is one, the counterfactual one."""
+    logger.info("evaluating on %d validation images", len(setup.dataset.validation.images))
+    metrics = _evaluate(setup, state, setup.complement, "validation")
+    if setup.dataset.counterfactual is not None:
+        found = _evaluate(setup, state, setup.clean, "counterfactual")
+        metrics["counterfactual"] = found["clean"]
+    return metrics
+
+
+def _draw(setup: Setup, history: History) -> None:
+    """Writes curves.png and examples.png."""
+    report.draw_curves(setup.workdir / "curves.png", history.records, setup.config.objective)
+    loader, _ = evaluation_loader(setup.config, setup.dataset.validation, setup.shard)
+    batch = next(loader.batches(0, 1))
+    report.draw_examples(
+        setup.workdir / "examples.png", batch, setup.dataset.class_names, setup.config
+    )
