@@ -9,7 +9,7 @@ TEXTURES = ("waves", "reeds", "checks", "dots", "ripples", "grain")
 
 SUPERSAMPLING = 4  # shapes are drawn this much larger, then averaged: soft edges
 TEXTURE_CONTRAST = 0.07  # standard deviation of a texture around the background's colour
-PIXEL_NOISE = 0.02  # standard deviation of camera noise
+PIXEL_NOISE = 0.01  # standard deviation of camera noise
 
 
 def _outline(shape: str) -> np.ndarray:
@@ -112,10 +112,10 @@ def draw_image(
       (image uint8 [size, size, 3], core mask uint8 [size, size] with 255 on the shape).
     """
     background = rng.uniform(0.25, 0.75, size=3)
-    # The shape's brightness differs from the background's by at least 0.25, either way.
-    offset = rng.uniform(0.25, 0.45) * (1 if background.mean() < 0.5 else -1)
+    # The shape's brightness differs from the background's by at least 0.3, either way.
+    offset = rng.uniform(0.3, 0.5) * (1 if background.mean() < 0.5 else -1)
     foreground = np.clip(background + offset + rng.uniform(-0.1, 0.1, size=3), 0, 1)
-    radius = size * rng.uniform(0.2, 0.3)
+    radius = size * rng.uniform(0.24, 0.36)
     center = tuple(rng.uniform(radius + 1, size - radius - 1, size=2))
     mask = draw_shape(shape, size, center, radius, rng.uniform(0, 2 * np.pi))
     canvas = background + TEXTURE_CONTRAST * draw_texture(texture, size, rng)[..., None]
