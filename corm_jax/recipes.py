@@ -8,6 +8,9 @@ from ml_collections import ConfigDict
 from corm_jax.config import base_config
 from corm_jax.errors import lookup
 
+IMAGENET_EPOCHS = 90
+IMAGENET_TRAINING_IMAGES = 1_281_167
+
 
 def vit(argument: str, *, objective: str) -> ConfigDict:
     """Returns the config of a vision transformer.
@@ -23,7 +26,6 @@ def vit(argument: str, *, objective: str) -> ConfigDict:
     if variant == "imagenet":
         # As timm's and big_vision's ViT-S/16 from scratch on ImageNet, 90 epochs.
         config.model.name = "vit_small_patch16_224"
-        _imagenet(config, batch_size=1024, epochs=90)
         config.optimizer.learning_rate = 1e-3
         config.optimizer.warmup_steps = 10_000
         config.optimizer.weight_decay = 0.1
@@ -40,7 +42,6 @@ def resnet(argument: str, *, objective: str) -> ConfigDict:
     if variant == "imagenet":
         # As Goyal et al. 2017: 0.1 for each 256 images, 90 epochs.
         config.model.name = "resnet50"
-        _imagenet(config, batch_size=1024, epochs=90)
         config.optimizer.learning_rate = 0.4
         config.optimizer.warmup_steps = 6_250
         config.optimizer.weight_decay = 5e-5
@@ -67,7 +68,8 @@ def _folder(config: ConfigDict) -> None:
     config.train.steps = 1000
 
 
-def _imagenet_data(config: ConfigDict) -> None:
+def _imagenet(config: ConfigDict) -> None:
+    config.model.dtype = "bfloat16"
     config.data.tfds_name = "imagenet2012"
     config.data.data_dir = ""
     config.data.counterfactual_split = ""
@@ -75,17 +77,8 @@ def _imagenet_data(config: ConfigDict) -> None:
     config.data.image_size = 224
     config.data.crop_area_min = 0.25
     config.data.center_crop_share = 0.875
-
-
-VARIANTS = {"demo": _demo, "folder": _folder, "imagenet": _imagenet_data}
-
-IMAGENET_TRAINING_IMAGES = 1_281_167
-
-
-def _imagenet(config: ConfigDict, *, batch_size: int, epochs: int) -> None:
-    config.model.dtype = "bfloat16"
-    config.train.batch_size = batch_size
-    config.train.steps = epochs * IMAGENET_TRAINING_IMAGES // batch_size
+    config.train.batch_size = 1024
+    config.train.steps = IMAGENET_EPOCHS * IMAGENET_TRAINING_IMAGES // config.train.batch_size
     config.train.label_smoothing = 0.1
     config.train.log_every = 100
     config.eval.batch_size = 512
@@ -94,3 +87,4 @@ def _imagenet(config: ConfigDict, *, batch_size: int, epochs: int) -> None:
     config.checkpoint.every = 2_500
 
 
+VARIANTS = {"demo": _demo, "folder": _folder, "imagenet": _imagenet}

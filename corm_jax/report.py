@@ -169,7 +169,7 @@ def summary_row(results: dict[str, Any]) -> dict[str, Any]:
 
 def format_table(rows: list[dict[str, Any]]) -> str:
     """Returns runs as a table; accuracies in percent."""
-    keys = [key for key in (*SUMMARY_KEYS,) if any(key in row for row in rows)]
+    keys = [key for key in SUMMARY_KEYS if any(key in row for row in rows)]
     lines = ["  ".join([f"{'objective':<14}", *(f"{key:>14}" for key in (*keys, "seconds"))])]
     for row in rows:
         cells = [f"{row['objective']:<14}"]

@@ -104,10 +104,9 @@ def abstract_state(config: ConfigDict, model: nn.Module, mesh: Mesh) -> TrainSta
     )
 
 
-def create_state(config: ConfigDict, model: nn.Module, mesh: Mesh) -> TrainState:
-    """Initialises the train state from `config.seed`, each array where it will live."""
-    shapes = jax.eval_shape(lambda: _initialize(config, model))
-    shardings = state_shardings(shapes, mesh)
+def create_state(config: ConfigDict, model: nn.Module, abstract: TrainState) -> TrainState:
+    """Initialises the train state from `config.seed`, each array where `abstract` places it."""
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     return jax.jit(lambda: _initialize(config, model), out_shardings=shardings)()
 
 

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from corm_jax.losses.terms import Batch, Term, build
 from corm_jax.masks import resample
-from corm_jax.sharding import batch_sharding, replicated, state_shardings
+from corm_jax.sharding import batch_sharding, replicated
 from corm_jax.state import TrainState, create_optimizer
 
 Metrics = dict[str, jax.Array]
@@ -154,7 +154,7 @@ def make_train_step(
         )
         return state, metrics
 
-    shardings = state_shardings(abstract, mesh)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     everywhere = replicated(mesh)
     inputs = (shardings, batch_sharding(mesh))
     return (

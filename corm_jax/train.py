@@ -95,7 +95,7 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     checkpoints = Checkpoints(workdir / "checkpoints", best=config.checkpoint.best)
     restored = checkpoints.restore(abstract)
     if restored is None:
-        state = create_state(config, setup.model, setup.mesh)
+        state = create_state(config, setup.model, abstract)
         run = {"step": 0, "position": 0, "seconds": 0.0, "skipped": {}}
     else:
         state, run = restored

@@ -2,11 +2,11 @@
 
 import argparse
 import logging
-import os
 import sys
 from pathlib import Path
 
 from corm_jax.data.prepare import prepare
+from corm_jax.data.tfds_source import default_data_dir
 from corm_jax.errors import UserError
 
 
@@ -20,7 +20,7 @@ def main() -> int:
     command.add_argument(
         "--data_dir",
         type=Path,
-        default=Path(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")),
+        default=default_data_dir(),
         help="where prepared data sets go (default: $TFDS_DATA_DIR or ~/tensorflow_datasets)",
     )
     arguments = parser.parse_args()

@@ -1,6 +1,5 @@
 """From the config to images joined with masks."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,9 +52,7 @@ def _open_folder(config: ConfigDict) -> Dataset:
 
 def _open_tfds(config: ConfigDict) -> Dataset:
     data = config.data
-    data_dir = Path(
-        data.data_dir or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
-    ).expanduser()
+    data_dir = Path(data.data_dir or tfds_source.default_data_dir()).expanduser()
     if data.tfds_name.partition("/")[0] == prepare.EMBEDDED:
         directory, own_masks = prepare.prepare_embedded(data.tfds_name, data_dir)
     else:

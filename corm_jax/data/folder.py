@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from corm_jax.data.geometry import check_aspect
 from corm_jax.errors import UserError
-from corm_jax.masks.records import FULL_FRAME, KINDS
+from corm_jax.masks.records import FULL_FRAME, KINDS, whole_image
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 LAYOUT = "expected images/<class>/<id>.jpg|jpeg|png and masks/<class>/<id>.png"
@@ -39,18 +39,11 @@ class FolderImages:
 
     def read(self, indices: Sequence[int]) -> list[tuple[bytes, int]]:
         """Returns (encoded image, label) of each index."""
-        return [(self._bytes(self._paths[i]), int(self._labels[i])) for i in indices]
+        return [(_read(self._paths[i]), int(self._labels[i])) for i in indices]
 
     def describe(self, index: int) -> str:
         """Returns the path of an image, for messages."""
         return str(self._paths[index])
-
-    @staticmethod
-    def _bytes(path: Path) -> bytes:
-        try:
-            return path.read_bytes()
-        except OSError as error:
-            raise UserError(f"cannot read {path}: {error.strerror}") from error
 
 
 class FolderMasks:
@@ -75,11 +68,11 @@ class FolderMasks:
 
     def png(self, kind: str, row: int) -> bytes:
         """Returns the PNG file of a row."""
-        return FolderImages._bytes(self._paths[row])
+        return _read(self._paths[row])
 
     def boxes(self, rows: np.ndarray) -> np.ndarray:
         """Returns the whole image for each row, float32 [len(rows), 4]."""
-        return np.tile(np.array([0, 0, 1, 1], np.float32), (len(rows), 1))
+        return whole_image(len(rows))
 
     def describe(self, row: int) -> str:
         """Returns the path of a mask, for messages."""
@@ -146,6 +139,13 @@ def _files(directory: Path, suffixes: tuple[str, ...]) -> list[Path]:
             raise UserError(f"{found[path.stem]} and {path} have the same id; rename one of them")
         found[path.stem] = path
     return list(found.values())
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
 
 
 def _names(paths: Sequence[Path]) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Images of a TFDS data set that is prepared as array_record files, read by index."""
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -80,6 +81,11 @@ class TfdsImages:
         with replacing(path) as temporary:
             np.save(temporary, names)
         return names
+
+
+def default_data_dir() -> Path:
+    """Returns where TFDS keeps prepared data: $TFDS_DATA_DIR or ~/tensorflow_datasets."""
+    return Path(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets"))
 
 
 def split_names(directory: Path) -> list[str]:

@@ -14,6 +14,7 @@ A term is a pure function (forward, batch, key, ...) -> (losses, logs):
 For an image without mask `non_core` is zero.
 """
 
+import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -137,13 +138,6 @@ TERMS: dict[str, Callable[..., tuple[jax.Array, Logs]]] = {
     "input_gradient": input_gradient,
 }
 
-_PARAMETERS: dict[str, set[str]] = {
-    "cross_entropy": set(),
-    "noisy_cross_entropy": {"sigma", "probability", "without_mask"},
-    "input_gradient": {"sigma", "probability"},
-}
-
-
 def build(terms: dict[str, dict[str, Any]]) -> dict[str, tuple[float, Term]]:
     """Builds an objective from config data.
 
@@ -164,7 +158,8 @@ def build(terms: dict[str, dict[str, Any]]) -> dict[str, tuple[float, Term]]:
         name = description.get("term", "")
         function = lookup(TERMS, name, f"loss term in {where}.term:")
         parameters = {k: v for k, v in description.items() if k not in ("term", "weight")}
-        valid = _PARAMETERS[name]
+        signature = inspect.signature(function).parameters.values()
+        valid = {p.name for p in signature if p.kind is inspect.Parameter.KEYWORD_ONLY}
         for key in set(parameters) - valid:
             raise UserError(f"{where}.{key}: {name} has no such parameter{nearest(key, valid)}")
         for key in sorted((valid | {"weight"}) - set(description)):

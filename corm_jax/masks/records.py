@@ -266,12 +266,17 @@ class MaskRecords:
     def boxes(self, rows: np.ndarray) -> np.ndarray:
         """Returns float32 [len(rows), 4]: the frames' boxes; the whole image if not "box"."""
         if self._boxes is None:
-            return np.tile(np.array([0, 0, 1, 1], np.float32), (len(rows), 1))
+            return whole_image(len(rows))
         return self._boxes[rows]
 
     def describe(self, row: int) -> str:
         """Returns where the mask of a row is, for error messages."""
         return f"{self.path}: record of {self.file_names[row].decode()!r}"
+
+
+def whole_image(count: int) -> np.ndarray:
+    """Returns float32 [count, 4]: the box of the whole image for each row."""
+    return np.tile(np.array([0, 0, 1, 1], np.float32), (count, 1))
 
 
 def file_hash(path: Path) -> str:

@@ -99,7 +99,7 @@ class ResNet(nn.Module):
       block: `BasicBlock` or `Bottleneck`.
       statistics: mean and standard deviation of the input normaliser.
       width: features of the first stage; each later stage doubles them.
-      small_images: a stem of one 3x3 convolution, without the 7x7 stride and the pooling.
+      small_images: a stem of one 3x3 convolution of stride 2 instead of a 7x7 one, and no pooling.
       dtype: computation dtype; parameters, running averages and logits are float32.
     """
 
@@ -127,10 +127,7 @@ class ResNet(nn.Module):
           stage, `pre_logits` [B, C].
         """
         x = normalize(images, self.statistics).astype(self.dtype)
-        if self.small_images:
-            x = _conv(self.width, 3, 2, self.dtype, "conv1")(x)
-        else:
-            x = _conv(self.width, 7, 2, self.dtype, "conv1")(x)
+        x = _conv(self.width, 3 if self.small_images else 7, 2, self.dtype, "conv1")(x)
         x = nn.relu(_batch_norm(train, self.dtype)(name="bn1")(x))
         if not self.small_images:
             x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
