@@ -1,6 +1,6 @@
 """Core Risk Minimization of a residual network.
 
-    python -m corm_jax.main --config=configs/resnet_corm.py
+python -m corm_jax.main --config=configs/resnet_corm.py
 """
 
 from ml_collections import ConfigDict

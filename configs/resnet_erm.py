@@ -1,6 +1,6 @@
 """Empirical risk minimization of a residual network.
 
-    python -m corm_jax.main --config=configs/resnet_erm.py
+python -m corm_jax.main --config=configs/resnet_erm.py
 """
 
 from ml_collections import ConfigDict

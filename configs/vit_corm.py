@@ -1,6 +1,6 @@
 """Core Risk Minimization of a vision transformer.
 
-    python -m corm_jax.main --config=configs/vit_corm.py
+python -m corm_jax.main --config=configs/vit_corm.py
 """
 
 from ml_collections import ConfigDict

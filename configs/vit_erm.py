@@ -1,6 +1,6 @@
 """Empirical risk minimization of a vision transformer.
 
-    python -m corm_jax.main --config=configs/vit_erm.py
+python -m corm_jax.main --config=configs/vit_erm.py
 """
 
 from ml_collections import ConfigDict

@@ -7,7 +7,6 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
-
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
@@ -167,5 +166,3 @@ class Checkpoints:
 
     def _complete_steps(self) -> list[int]:
         return [int(p.name) for p in self._directory.iterdir() if p.name.isdigit()]
-
-

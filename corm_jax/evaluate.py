@@ -32,7 +32,7 @@ DEFINITIONS = {
     "rcs": "(core - spurious) / (2 min(a, 1 - a)), a = (core + spurious) / 2",
     "images": "images that `clean` is measured on",
     "images_with_core": "images with a core mask, which `core` and `spurious` are measured on",
-    "counterfactual": "accuracy where the background is independent of the class, mean over classes",
+    "counterfactual": "clean accuracy where backgrounds are independent of the class",
 }
 
 

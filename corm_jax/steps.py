@@ -158,8 +158,6 @@ def make_train_step(
     everywhere = replicated(mesh)
     inputs = (shardings, batch_sharding(mesh))
     return (
-        jax.jit(
-            step, in_shardings=inputs, out_shardings=(shardings, everywhere), donate_argnums=0
-        ),
+        jax.jit(step, in_shardings=inputs, out_shardings=(shardings, everywhere), donate_argnums=0),
         jax.jit(objective.gradient_norms, in_shardings=inputs, out_shardings=everywhere),
     )

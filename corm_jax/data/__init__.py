@@ -1,0 +1,1 @@
+"""Images joined with their masks, as batches."""

@@ -59,7 +59,9 @@ def _open_tfds(config: ConfigDict) -> Dataset:
         directory, own_masks = tfds_source.find_prepared(data.tfds_name, data_dir), None
     masks = Path(data.masks).expanduser() if data.masks else own_masks
     if masks is None:
-        raise UserError(f"{data.tfds_name} has no masks of its own; name some: --config.data.masks=DIR")
+        raise UserError(
+            f"{data.tfds_name} has no masks of its own; name some: --config.data.masks=DIR"
+        )
     names = {"train": data.train_split, "validation": data.validation_split}
     if data.counterfactual_split:
         names["counterfactual"] = data.counterfactual_split

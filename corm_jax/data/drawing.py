@@ -75,7 +75,7 @@ def draw_texture(texture: str, size: int, rng: np.random.Generator) -> np.ndarra
       float32 [size, size] of mean 0 and standard deviation 1.
     """
     y, x = np.mgrid[0:size, 0:size].astype(np.float32)
-    period = rng.uniform(5.0, 7.0)
+    period = rng.uniform(3.0, 4.0)
     k = 2 * np.pi / period
     phase_x, phase_y = rng.uniform(0, 2 * np.pi, size=2)
     if texture == "waves":
@@ -115,9 +115,9 @@ def draw_image(
     # The shape's brightness differs from the background's by at least 0.3, either way.
     offset = rng.uniform(0.3, 0.5) * (1 if background.mean() < 0.5 else -1)
     foreground = np.clip(background + offset + rng.uniform(-0.1, 0.1, size=3), 0, 1)
-    radius = size * rng.uniform(0.24, 0.36)
+    radius = size * rng.uniform(0.28, 0.4)
     center = tuple(rng.uniform(radius + 1, size - radius - 1, size=2))
-    mask = draw_shape(shape, size, center, radius, rng.uniform(0, 2 * np.pi))
+    mask = draw_shape(shape, size, center, radius, rng.uniform(-0.3, 0.3))
     canvas = background + TEXTURE_CONTRAST * draw_texture(texture, size, rng)[..., None]
     canvas = canvas + mask[..., None] * (foreground - canvas)
     canvas = canvas + PIXEL_NOISE * rng.standard_normal((size, size, 3))

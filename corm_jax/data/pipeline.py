@@ -4,8 +4,8 @@ Every example is found by its index, so that a run resumes at any step without r
 and each host reads its own part. Only encoded images are shuffled; they are decoded afterwards.
 """
 
-import logging
 import hashlib
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -182,7 +182,10 @@ class Loader:
         has_mask = self.split.has_mask[chosen.indices] & usable
         raw = {
             "image_bytes": np.array(
-                [data if ok else BLANK_IMAGE for (data, _), ok in zip(encoded, usable, strict=True)],
+                [
+                    data if ok else BLANK_IMAGE
+                    for (data, _), ok in zip(encoded, usable, strict=True)
+                ],
                 object,
             ),
             "label": np.array([label for _, label in encoded], np.int32),
@@ -194,7 +197,10 @@ class Loader:
         }
         if masks.encoding == "png":
             raw["mask_bytes"] = np.array(
-                [masks.png("core", row) if has else b"" for row, has in zip(rows, has_mask, strict=True)],
+                [
+                    masks.png("core", row) if has else b""
+                    for row, has in zip(rows, has_mask, strict=True)
+                ],
                 object,
             )
         else:
@@ -220,7 +226,9 @@ class Loader:
         }
         dataset = tf.data.Dataset.from_generator(generate, output_signature=signature)
         dataset = dataset.prefetch(2).unbatch()
-        dataset = dataset.map(preprocess.compose(self.operations), num_parallel_calls=tf.data.AUTOTUNE)
+        dataset = dataset.map(
+            preprocess.compose(self.operations), num_parallel_calls=tf.data.AUTOTUNE
+        )
         dataset = dataset.batch(size, drop_remainder=True).prefetch(2)
         options = tf.data.Options()
         options.deterministic = True
@@ -228,7 +236,11 @@ class Loader:
 
     def _find_bad_images(self, step: int) -> bool:
         """Looks for the examples of a step that cannot be decoded; returns whether it found any."""
-        chosen, raw, operation = self._local(step), self._raw(step), preprocess.compose(self.operations)
+        chosen, raw, operation = (
+            self._local(step),
+            self._raw(step),
+            preprocess.compose(self.operations),
+        )
         found = False
         for place, index in enumerate(chosen.indices):
             index = int(index)

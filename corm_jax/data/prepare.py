@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import tensorflow_datasets as tfds
-
 from tqdm import tqdm
 
 from corm_jax.data.spurious_shapes import SpuriousShapes
@@ -74,9 +73,7 @@ def prepare(name: str, data_dir: Path, manual_dir: Path | None) -> None:
         builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
         _check_archives(builder, manual_dir)
         builder.download_and_prepare(
-            download_config=tfds.download.DownloadConfig(
-                manual_dir=manual_dir, verify_ssl=True
-            )
+            download_config=tfds.download.DownloadConfig(manual_dir=manual_dir, verify_ssl=True)
         )
     directory = find_prepared(name, data_dir)
     for split in split_names(directory):
@@ -93,7 +90,9 @@ def _check_archives(builder: tfds.core.DatasetBuilder, manual_dir: Path | None) 
     if not builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
         return
     if manual_dir is None:
-        raise UserError(f"{builder.name} needs --manual_dir: {builder.MANUAL_DOWNLOAD_INSTRUCTIONS}")
+        raise UserError(
+            f"{builder.name} needs --manual_dir: {builder.MANUAL_DOWNLOAD_INSTRUCTIONS}"
+        )
     if builder.name == "imagenet2012":
         for archive in ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"):
             if not (manual_dir / archive).is_file():

@@ -1,4 +1,4 @@
-"""The one place that imports tensorflow: it reads data on the CPU and leaves accelerators to jax."""
+"""The one place that imports tensorflow: it reads data and leaves accelerators to jax."""
 
 import os
 

@@ -12,7 +12,9 @@ from tqdm import tqdm
 from corm_jax.errors import UserError
 from corm_jax.files import replacing
 
-DEMO_HINT = "To see corm_jax at work without it: python -m corm_jax.main --config=configs/vit_corm.py"
+DEMO_HINT = (
+    "To see corm_jax at work without it: python -m corm_jax.main --config=configs/vit_corm.py"
+)
 
 
 class TfdsImages:

@@ -138,6 +138,7 @@ TERMS: dict[str, Callable[..., tuple[jax.Array, Logs]]] = {
     "input_gradient": input_gradient,
 }
 
+
 def build(terms: dict[str, dict[str, Any]]) -> dict[str, tuple[float, Term]]:
     """Builds an objective from config data.
 

@@ -17,7 +17,8 @@ The frame says which part of the image the mask covers; outside it the mask says
 
     {"type": "full"}                                    the whole image
     {"type": "center_crop", "resize": R, "crop": C}     the central C x C after the image's shorter
-                                                        side was resized to R (Salient ImageNet: 256, 224)
+                                                        side was resized to R (256, 224 in
+                                                        Salient ImageNet)
     {"type": "box"}                                     a box a row, in `frames.npy`
 """
 

@@ -10,7 +10,21 @@ from corm_jax.models.normalizer import Statistics, normalize
 
 LAYER_NORM_EPSILON = 1e-6
 
-truncated = nn.initializers.truncated_normal(stddev=0.02)
+kernel_init = nn.initializers.xavier_uniform()
+
+
+def sincos_positions(
+    key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32
+) -> jax.Array:
+    """Initial position embedding: sines and cosines of the patch's row and column."""
+    del key
+    _, tokens, width = shape
+    side = int(tokens**0.5)
+    y, x = jnp.mgrid[:side, :side].astype(dtype)
+    omega = 1.0 / 10_000 ** (jnp.arange(width // 4, dtype=dtype) / (width // 4 - 1))
+    y, x = (p.reshape(-1, 1) * omega for p in (y, x))
+    table = jnp.concatenate([jnp.sin(x), jnp.cos(x), jnp.sin(y), jnp.cos(y)], axis=1)
+    return jnp.pad(table, ((tokens - side**2, 0), (0, width - table.shape[1])))[None]
 
 
 class Attention(nn.Module):
@@ -23,11 +37,9 @@ class Attention(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps tokens [B, N, D] to [B, N, D]."""
         batch, tokens, width = x.shape
-        dense = partial(nn.Dense, dtype=self.dtype, kernel_init=truncated)
+        dense = partial(nn.Dense, dtype=self.dtype, kernel_init=kernel_init)
         qkv = dense(3 * width, name="qkv")(x)
-        q, k, v = jnp.moveaxis(
-            qkv.reshape(batch, tokens, 3, self.heads, width // self.heads), 2, 0
-        )
+        q, k, v = jnp.moveaxis(qkv.reshape(batch, tokens, 3, self.heads, width // self.heads), 2, 0)
         scores = jnp.einsum("bqhd,bkhd->bhqk", q, k) * (width // self.heads) ** -0.5
         # Softmax in float32: bfloat16 rounds the small weights of long sequences away.
         weights = nn.softmax(scores.astype(jnp.float32)).astype(self.dtype)
@@ -46,7 +58,7 @@ class Block(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps tokens [B, N, D] to [B, N, D]."""
         norm = partial(nn.LayerNorm, epsilon=LAYER_NORM_EPSILON, dtype=self.dtype)
-        dense = partial(nn.Dense, dtype=self.dtype, kernel_init=truncated)
+        dense = partial(nn.Dense, dtype=self.dtype, kernel_init=kernel_init)
         x = x + Attention(self.heads, self.dtype, name="attn")(norm(name="norm1")(x))
         y = dense(self.mlp_ratio * x.shape[-1], name="fc1")(norm(name="norm2")(x))
         return x + dense(x.shape[-1], name="fc2")(nn.gelu(y, approximate=False))
@@ -79,9 +91,7 @@ class VisionTransformer(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(
-        self, images: jax.Array, *, train: bool
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def __call__(self, images: jax.Array, *, train: bool) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Classifies images.
 
         Args:
@@ -108,7 +118,7 @@ class VisionTransformer(nn.Module):
             token = self.param("cls_token", nn.initializers.normal(1e-6), (1, 1, self.width))
             token = jnp.broadcast_to(token.astype(self.dtype), (x.shape[0], 1, self.width))
             x = jnp.concatenate([token, x], axis=1)
-        x = x + self.param("pos_embed", truncated, (1, *x.shape[1:])).astype(self.dtype)
+        x = x + self.param("pos_embed", sincos_positions, (1, *x.shape[1:])).astype(self.dtype)
         intermediates = {}
         for index in range(self.depth):
             x = Block(self.heads, self.mlp_ratio, self.dtype, name=f"block{index:02d}")(x)
