@@ -25,7 +25,7 @@ def corm_hi() -> Terms:
     view = {"sigma": 0.25, "probability": 0.5}
     return {
         "noisy": {"term": "noisy_cross_entropy", "weight": 1.0, "without_mask": "clean", **view},
-        "gradient": {"term": "input_gradient", "weight": 1000.0, **view},
+        "gradient": {"term": "input_gradient", "weight": 1000.0, "of": "loss", **view},
     }
 
 
@@ -50,7 +50,13 @@ def corm() -> Terms:
     """
     return {
         **corm_two_term(),
-        "gradient": {"term": "input_gradient", "weight": 1000.0, "sigma": 0.0, "probability": 0.0},
+        "gradient": {
+            "term": "input_gradient",
+            "weight": 1000.0,
+            "of": "log_probabilities",
+            "sigma": 0.0,
+            "probability": 0.0,
+        },
     }
 
 

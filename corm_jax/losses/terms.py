@@ -80,9 +80,14 @@ def noisy_cross_entropy(
     """
     images = noisy_view(batch, key, sigma=sigma, probability=probability)
     losses = optax.softmax_cross_entropy(forward(images), batch["target"])
-    if _check_without_mask(without_mask) == "zero":
-        losses = losses * batch["has_mask"]
-    return losses, {}
+    return lookup(WITHOUT_MASK, without_mask, "without_mask")(losses, batch["has_mask"]), {}
+
+
+# What images without mask (has_mask 0) lose in `noisy_cross_entropy`.
+WITHOUT_MASK: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
+    "clean": lambda losses, has_mask: losses,
+    "zero": lambda losses, has_mask: losses * has_mask,
+}
 
 
 def input_gradient(
@@ -90,19 +95,24 @@ def input_gradient(
     batch: Batch,
     key: jax.Array,
     *,
+    of: str,
     sigma: float,
     probability: float,
 ) -> tuple[jax.Array, Logs]:
     """Mean squared input gradient outside the core: mean((dL/dx * (1 - m))^2) over H, W, 3.
 
-    L is an image's own cross entropy, so that the penalty depends on neither the batch's size nor
-    its other images (project choice; with batch normalisation they still meet in the statistics).
-    The step differentiates through dL/dx: the penalty reaches the weights by double backprop.
+    L belongs to one image, so that the penalty depends on neither the batch's size nor its other
+    images (project choice; with batch normalisation they still meet in the statistics). The step
+    differentiates through dL/dx: the penalty reaches the weights by double backprop.
 
     Args:
       forward: see the module's docstring.
       batch: see the module's docstring.
       key: PRNG key.
+      of: what L is: "loss" takes the image's cross entropy (Hard ImageNet, Moayeri et al. 2022),
+        whose gradient vanishes where the model is confident and right; "log_probabilities" the
+        mean over classes of log softmax(f(x)), whose gradient does not (right for the right
+        reasons, Ross et al. 2017, who take the sum).
       sigma: standard deviation of the noise outside the core on the images where the gradient is
         taken; the same noise as `noisy_cross_entropy`'s of equal arguments.
       probability: of each image to be corrupted, in [0, 1]; 0 takes clean images.
@@ -111,15 +121,14 @@ def input_gradient(
       (losses float32 [B], computed in float32 whatever the model's dtype: squares of small
       gradients leave half precision's range; logs `input_gradient_norm`, the mean over images of
       the gradient's L2 norm outside the core).
-
-    Source: right for the right reasons (Ross et al. 2017), Hard ImageNet (Moayeri et al. 2022).
     """
+    differentiated = lookup(GRADIENT_OF, of, "of")
     images = batch["image"]
     if probability > 0 and sigma > 0:
         images = noisy_view(batch, key, sigma=sigma, probability=probability)
 
     def total(images: jax.Array) -> jax.Array:
-        return optax.softmax_cross_entropy(forward(images), batch["target"]).sum()
+        return differentiated(forward(images), batch["target"]).sum()
 
     gradients = jax.grad(total)(images).astype(jnp.float32) * batch["non_core"]
     squares = jnp.square(gradients).sum(axis=(1, 2, 3))
@@ -128,8 +137,15 @@ def input_gradient(
     return squares / size, {"input_gradient_norm": norm}
 
 
-def _check_without_mask(choice: str) -> str:
-    return lookup({"clean": "clean", "zero": "zero"}, choice, "without_mask")
+def _mean_log_probability(logits: jax.Array, target: jax.Array) -> jax.Array:
+    del target
+    return jax.nn.log_softmax(logits).mean(axis=-1)
+
+
+GRADIENT_OF: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
+    "loss": optax.softmax_cross_entropy,
+    "log_probabilities": _mean_log_probability,
+}
 
 
 TERMS: dict[str, Callable[..., tuple[jax.Array, Logs]]] = {
@@ -137,6 +153,9 @@ TERMS: dict[str, Callable[..., tuple[jax.Array, Logs]]] = {
     "noisy_cross_entropy": noisy_cross_entropy,
     "input_gradient": input_gradient,
 }
+
+# Parameters that are one of a few words.
+CHOICES = {"of": GRADIENT_OF, "without_mask": WITHOUT_MASK}
 
 
 def build(terms: dict[str, dict[str, Any]]) -> dict[str, tuple[float, Term]]:
@@ -165,7 +184,7 @@ def build(terms: dict[str, dict[str, Any]]) -> dict[str, tuple[float, Term]]:
             raise UserError(f"{where}.{key}: {name} has no such parameter{nearest(key, valid)}")
         for key in sorted((valid | {"weight"}) - set(description)):
             raise UserError(f"{where}.{key} is missing: {name} needs it")
-        if "without_mask" in parameters:
-            _check_without_mask(parameters["without_mask"])
+        for key in CHOICES.keys() & parameters.keys():
+            lookup(CHOICES[key], parameters[key], f"{where}.{key}")
         built[label] = (float(description["weight"]), partial(function, **parameters))
     return built
