@@ -1,6 +1,5 @@
 """Models by their timm names, and small ones for laptops and tests."""
 
-from collections.abc import Callable
 from functools import partial
 
 import flax.linen as nn
@@ -16,7 +15,7 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 _vit = partial(VisionTransformer, statistics=INCEPTION)
 _resnet = partial(ResNet, statistics=IMAGENET)
 
-MODELS: dict[str, Callable[..., nn.Module]] = {
+MODELS: dict[str, partial[nn.Module]] = {
     "resnet18": partial(_resnet, stage_sizes=(2, 2, 2, 2), block=BasicBlock),
     "resnet50": partial(_resnet, stage_sizes=(3, 4, 6, 3), block=Bottleneck),
     "vit_tiny_patch16_224": partial(_vit, patch_size=16, width=192, depth=12, heads=3),
@@ -46,7 +45,7 @@ def create_model(name: str, *, num_classes: int, dtype: str) -> nn.Module:
       (logits float32 [B, num_classes], dict of intermediates).
 
     Raises:
-      UserError: if the name or the dtype is unknown.
+      UserError: if the name or the dtype is unknown; names the nearest one.
     """
     constructor = lookup(MODELS, name, "model")
     return constructor(num_classes=num_classes, dtype=lookup(DTYPES, dtype, "dtype"))
@@ -54,7 +53,7 @@ def create_model(name: str, *, num_classes: int, dtype: str) -> nn.Module:
 
 def check_image_size(name: str, image_size: int) -> None:
     """Raises UserError if the named model cannot take square images of this size."""
-    patch_size = getattr(lookup(MODELS, name, "model"), "keywords", {}).get("patch_size", 1)
+    patch_size = lookup(MODELS, name, "model").keywords.get("patch_size", 1)
     if image_size % patch_size:
         raise UserError(
             f"config.data.image_size={image_size} is not a multiple of the patch size {patch_size} "

@@ -14,7 +14,10 @@ import jax.numpy as jnp
 from corm_jax.models.normalizer import Statistics, normalize
 
 BATCH_NORM_EPSILON = 1e-5
-BATCH_NORM_MOMENTUM = 0.9  # share of the old running average that is kept (PyTorch's 0.1)
+# Share of the old running average that is kept (PyTorch's momentum of 0.1). The running variance
+# is of the batch's biased variance; PyTorch's is of the unbiased one, larger by n / (n - 1) for n
+# values a channel, which only a tiny last stage and batch make visible.
+BATCH_NORM_MOMENTUM = 0.9
 
 fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 

@@ -10,21 +10,32 @@ from corm_jax.models.normalizer import Statistics, normalize
 
 LAYER_NORM_EPSILON = 1e-6
 
+# As big_vision's, and timm's `jax` scheme.
 kernel_init = nn.initializers.xavier_uniform()
 
 
-def sincos_positions(
-    key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32
-) -> jax.Array:
-    """Initial position embedding: sines and cosines of the patch's row and column."""
-    del key
-    _, tokens, width = shape
-    side = int(tokens**0.5)
-    y, x = jnp.mgrid[:side, :side].astype(dtype)
-    omega = 1.0 / 10_000 ** (jnp.arange(width // 4, dtype=dtype) / (width // 4 - 1))
-    y, x = (p.reshape(-1, 1) * omega for p in (y, x))
+def sincos_positions(rows: int, columns: int, width: int) -> jax.Array:
+    """Returns sines and cosines of patches' places, where position embeddings start training.
+
+    A quarter of the features each: sin(x w), cos(x w), sin(y w), cos(y w), with frequencies w that
+    fall geometrically from 1 to 1/10,000. The features that a quarter leaves over are zero.
+
+    Args:
+      rows: of patches; y counts them from 0.
+      columns: of patches; x counts them from 0.
+      width: features of a token, 8 or more.
+
+    Returns:
+      float32 [rows * columns, width], row by row.
+
+    Source: MoCo v3 (Chen, Xie and He 2021, arXiv:2104.02057), in big_vision's layout (its
+    `sincos2d`: Beyer, Zhai and Kolesnikov 2022, arXiv:2205.01580). Both keep the embedding fixed;
+    here it is a parameter, as in timm, that starts from it.
+    """
+    frequencies = 10_000 ** -jnp.linspace(0.0, 1.0, width // 4, dtype=jnp.float32)
+    y, x = jnp.mgrid[:rows, :columns].reshape(2, -1, 1).astype(jnp.float32) * frequencies
     table = jnp.concatenate([jnp.sin(x), jnp.cos(x), jnp.sin(y), jnp.cos(y)], axis=1)
-    return jnp.pad(table, ((tokens - side**2, 0), (0, width - table.shape[1])))[None]
+    return jnp.pad(table, ((0, 0), (0, width - table.shape[1])))
 
 
 class Attention(nn.Module):
@@ -112,13 +123,20 @@ class VisionTransformer(nn.Module):
             dtype=self.dtype,
             name="patch_embed",
         )(x)
-        x = x.reshape(x.shape[0], -1, self.width)
+        rows, columns = x.shape[1:3]
+        x = x.reshape(x.shape[0], rows * columns, self.width)
         with_token = self.global_pool == "token"
         if with_token:
             token = self.param("cls_token", nn.initializers.normal(1e-6), (1, 1, self.width))
             token = jnp.broadcast_to(token.astype(self.dtype), (x.shape[0], 1, self.width))
             x = jnp.concatenate([token, x], axis=1)
-        x = x + self.param("pos_embed", sincos_positions, (1, *x.shape[1:])).astype(self.dtype)
+
+        def positions(key: jax.Array) -> jax.Array:
+            del key
+            table = sincos_positions(rows, columns, self.width)
+            return jnp.pad(table, ((int(with_token), 0), (0, 0)))[None]  # 0 for the class token
+
+        x = x + self.param("pos_embed", positions).astype(self.dtype)
         intermediates = {}
         for index in range(self.depth):
             x = Block(self.heads, self.mlp_ratio, self.dtype, name=f"block{index:02d}")(x)
