@@ -13,12 +13,12 @@ from corm_jax.errors import UserError
 
 
 @contextlib.contextmanager
-def _reporting(path: Path) -> Iterator[None]:
+def reporting(path: Path) -> Iterator[None]:
     """Turns what the operating system refuses while `path` is written into a UserError."""
     try:
         yield
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from error
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 @contextlib.contextmanager
@@ -28,7 +28,7 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
       UserError: if the operating system refuses the write (a full disk, no permission).
     """
-    with _reporting(path):
+    with reporting(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(
             prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent
@@ -47,20 +47,23 @@ def replacing(path: Path) -> Iterator[Path]:
 def replacing_directory(path: Path) -> Iterator[Path]:
     """Yields a temporary directory beside `path`, renamed to `path` when the block succeeds.
 
+    The block's own errors pass unchanged: it may read other files as well.
+
     Raises:
-      UserError: if `path` exists already, or the operating system refuses the write.
+      UserError: if `path` exists already, or cannot be made.
     """
     if path.exists():
         raise UserError(f"{path} exists already; remove it or choose another name")
-    with _reporting(path):
+    with reporting(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
-        try:
-            yield temporary
+    try:
+        yield temporary
+        with reporting(path):
             temporary.chmod(0o755)
             temporary.rename(path)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -73,11 +76,11 @@ def read_json(path: Path) -> Any:
     """Reads a JSON file.
 
     Raises:
-      UserError: if it is missing or is not JSON.
+      UserError: if it cannot be read or is not JSON.
     """
     try:
         return json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise UserError(f"{path} does not exist") from error
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid JSON ({error}); remove it and try again") from error

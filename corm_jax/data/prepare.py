@@ -10,7 +10,7 @@ from tqdm import tqdm
 from corm_jax.data.spurious_shapes import SpuriousShapes
 from corm_jax.data.tfds_source import TfdsImages, find_prepared, split_names
 from corm_jax.errors import UserError
-from corm_jax.masks.records import MaskWriter
+from corm_jax.masks.writer import MaskWriter
 
 logger = logging.getLogger(__name__)
 
