@@ -1,6 +1,7 @@
 """Evaluation: protocols by name, exact over every example, the same noise for every model."""
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -96,7 +97,8 @@ def noisy_pair(
 
     Returns:
       (images with noise outside the core region, images with noise on it), each float32
-      [B, H, W, 3] in [0, 1], with the same draw of noise.
+      [B, H, W, 3] in [0, 1], with the same draw of noise: the two accuracies are a paired
+      comparison. Pixels that the mask says nothing about keep their values in both.
     """
     keys = trial_keys(seed, batch["id"], trial)
 
@@ -105,7 +107,8 @@ def noisy_pair(
             batch["image"], region, keys
         )
 
-    return noisy(batch["mask_valid"] * (1.0 - region)), noisy(region)
+    valid = batch["mask_valid"]
+    return noisy(valid * (1.0 - region)), noisy(valid * region)
 
 
 def clean_protocol(model: nn.Module, config: ConfigDict) -> EvalStep:
@@ -114,7 +117,8 @@ def clean_protocol(model: nn.Module, config: ConfigDict) -> EvalStep:
 
     def step(variables: Any, batch: Batch) -> Counts:
         batch = expand_batch(batch)
-        return {"clean": _count(model, variables, batch["image"], batch)}
+        correct, count = _counting(model, variables, batch["label"])
+        return {"clean": count(correct=correct(batch["image"]), weight=batch["weight"])}
 
     return step
 
@@ -124,29 +128,33 @@ def complement_protocol(model: nn.Module, config: ConfigDict) -> EvalStep:
 
     The core region is the core mask, dilated (see `dilations`) and divided by its maximum; core
     accuracy has noise outside it, spurious accuracy on it. Images without core mask are left out
-    of both. What a mask says nothing about is left as it is.
+    of both. What a mask says nothing about is left as it is (project choice).
     """
     seed, trials, sigma = config.eval.seed, config.eval.trials, config.eval.sigma
 
     def step(variables: Any, batch: Batch) -> Counts:
         batch = expand_batch(batch)
         region, present = core_region(batch["core_mask"])
-        masked = {**batch, "weight": batch["weight"] * present}
+        correct, count = _counting(model, variables, batch["label"])
+        weight = batch["weight"] * present
 
         def one(totals: Counts, trial: jax.Array) -> tuple[Counts, None]:
             core, spurious = noisy_pair(batch, region, seed=seed, trial=trial, sigma=sigma)
-            counted = {
-                "core": _count(model, variables, core, masked),
-                "spurious": _count(model, variables, spurious, masked),
+            counts = {
+                "core": count(correct=correct(core), weight=weight),
+                "spurious": count(correct=correct(spurious), weight=weight),
             }
-            return jax.tree.map(jnp.add, totals, counted), None
+            return {name: totals[name].merge(counts[name]) for name in totals}, None
 
         zeros = jnp.zeros(model.num_classes, jnp.float32)
         empty = {name: ClassAccuracy(zeros, zeros) for name in ("core", "spurious")}
         totals, _ = jax.lax.scan(one, empty, jnp.arange(trials))
-        clean = _count(model, variables, batch["image"], batch)
-        with_core = _count(model, variables, batch["image"], masked)
-        return {"clean": clean, "with_core": with_core, **totals}
+        clean = correct(batch["image"])
+        return {
+            "clean": count(correct=clean, weight=batch["weight"]),
+            "with_core": count(correct=clean, weight=weight),
+            **totals,
+        }
 
     return step
 
@@ -157,14 +165,17 @@ PROTOCOLS: dict[str, Callable[[nn.Module, ConfigDict], EvalStep]] = {
 }
 
 
-def _count(model: nn.Module, variables: Any, images: jax.Array, batch: Batch) -> ClassAccuracy:
-    logits, _ = model.apply(variables, images, train=False)
-    return ClassAccuracy.from_model_output(
-        correct=(logits.argmax(axis=-1) == batch["label"]).astype(jnp.float32),
-        label=batch["label"],
-        weight=batch["weight"],
-        num_classes=model.num_classes,
-    )
+def _counting(
+    model: nn.Module, variables: Any, label: jax.Array
+) -> tuple[Callable[[jax.Array], jax.Array], Callable[..., ClassAccuracy]]:
+    """Returns (images -> whether each is classified right, (correct, weight) -> counts)."""
+
+    def correct(images: jax.Array) -> jax.Array:
+        logits, _ = model.apply(variables, images, train=False)
+        return logits.argmax(axis=-1) == label
+
+    count = partial(ClassAccuracy.from_model_output, label=label, num_classes=model.num_classes)
+    return correct, count
 
 
 def make_eval_step(protocol: EvalStep, mesh: Mesh) -> EvalStep:

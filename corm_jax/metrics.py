@@ -12,8 +12,8 @@ class ClassAccuracy(clu.metrics.Metric):
     """Accuracy by class.
 
     Attributes:
-      correct: float32 [C], weighted number of correct predictions of each class. Whole numbers:
-        exact up to 2^24 a class.
+      correct: float32 [C], weighted number of correct predictions of each class; with weights of
+        0 and 1 exact up to 2^24 a class.
       count: float32 [C], weighted number of predictions of each class.
     """
 
@@ -27,17 +27,14 @@ class ClassAccuracy(clu.metrics.Metric):
         """Counts a batch.
 
         Args:
-          correct: float32 [B], 1 where the prediction is right (or a sum over trials).
+          correct: bool [B], whether the prediction is right.
           label: int32 [B].
-          weight: float32 [B], 0 for what does not count (or the number of trials).
+          weight: float32 [B], 0 for what does not count.
           num_classes: C.
         """
-        classes = jax.nn.one_hot(label, num_classes, dtype=jnp.float32)
-        present = (weight > 0).astype(jnp.float32)
-        return cls(
-            correct=((correct * present)[:, None] * classes).sum(axis=0),
-            count=(weight[:, None] * classes).sum(axis=0),
-        )
+        weights = weight[:, None] * jax.nn.one_hot(label, num_classes, dtype=jnp.float32)
+        right = correct[:, None].astype(jnp.float32)
+        return cls(correct=(weights * right).sum(axis=0), count=weights.sum(axis=0))
 
     def merge(self, other: "ClassAccuracy") -> "ClassAccuracy":
         """Adds the counts of another part of the data."""
@@ -72,10 +69,11 @@ def relative_core_sensitivity(core: float, spurious: float) -> float:
       spurious: accuracy in [0, 1] under noise on the core.
 
     Returns:
-      a value in [-1, 1]: positive where the model relies on the core more; 0 where a is 0 or 1.
+      a value in [-1, 1]: positive where the model relies on the core more; 0 where a is 0 or 1;
+      NaN where an accuracy is (nothing was measured).
 
     Source: Singla, Moayeri and Feizi 2022 (arXiv:2203.15566).
     """
     mean = (core + spurious) / 2
     room = min(mean, 1 - mean)
-    return (core - spurious) / (2 * room) if room > 0 else 0.0
+    return 0.0 if room == 0 else (core - spurious) / (2 * room)

@@ -1,5 +1,6 @@
 """The device mesh and where arrays live on it."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -12,24 +13,29 @@ AXES = ("data", "fsdp")
 MIN_SHARDED_SIZE = 2**16  # smaller parameters are replicated: sharding them saves nothing
 
 
-def create_mesh(data: int, fsdp: int) -> Mesh:
-    """Creates the mesh (data, fsdp) over all devices.
+def create_mesh(data: int, fsdp: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Creates the mesh (data, fsdp).
 
     Args:
       data: size of the data-parallel axis, -1 for all devices that `fsdp` leaves.
       fsdp: size of the axis that parameters are sharded over as well as the batch.
+      devices: that the mesh covers, all by default.
 
     Raises:
-      UserError: if the axes do not cover the devices.
+      UserError: if the axes do not cover the devices; names the config's keys.
     """
-    devices = jax.device_count()
-    if data == -1 and fsdp > 0:
-        data = devices // fsdp
-    if data < 1 or fsdp < 1 or data * fsdp != devices:
+    devices = jax.devices() if devices is None else devices
+    count = len(devices)
+    if fsdp < 1 or count % fsdp:
+        raise UserError(f"config.mesh.fsdp={fsdp} does not divide the number of devices, {count}")
+    rest = count // fsdp
+    if data not in (-1, rest):
         raise UserError(
-            f"config.mesh of data={data} x fsdp={fsdp} does not cover the {devices} devices"
+            f"config.mesh.data={data} x config.mesh.fsdp={fsdp} does not cover the {count} "
+            f"devices; set config.mesh.data={rest}, or -1 for whatever is left"
         )
-    return jax.make_mesh((data, fsdp), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    axis_types = (AxisType.Auto,) * len(AXES)
+    return jax.make_mesh((rest, fsdp), AXES, axis_types=axis_types, devices=devices)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
