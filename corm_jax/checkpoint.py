@@ -27,8 +27,9 @@ def fingerprint(tree: Any) -> jax.Array:
     total = jnp.zeros((), jnp.uint32)
     for number, leaf in enumerate(jax.tree.leaves(tree)):
         bits = jax.lax.bitcast_convert_type(leaf, jnp.uint32).ravel()
-        # Weights that depend on the place: swapped values change the sum.
-        weights = jnp.arange(bits.size, dtype=jnp.uint32) * jnp.uint32(2654435761) + jnp.uint32(1)
+        # Weights that depend on the place: swapped values change the sum. Odd ones: a product
+        # with an even number loses the highest bit, a float's sign.
+        weights = jnp.arange(bits.size, dtype=jnp.uint32) * jnp.uint32(2654435761) | jnp.uint32(1)
         total = total * jnp.uint32(31) + jnp.uint32(number) + (bits * weights).sum(dtype=jnp.uint32)
     return total
 
@@ -105,7 +106,8 @@ class Checkpoints:
     def restore(self, abstract: T) -> tuple[T, dict[str, Any]] | None:
         """Restores the newest checkpoint that is whole.
 
-        A damaged one is moved to `corrupt_checkpoints` beside the directory, with a warning.
+        Damaged ones that are newer are moved to `corrupt_checkpoints` beside the directory, with
+        a warning.
 
         Args:
           abstract: tree of `jax.ShapeDtypeStruct` with shardings, of the state.
@@ -114,10 +116,10 @@ class Checkpoints:
           (state, run) as they were saved, None if there is no checkpoint yet.
 
         Raises:
-          UserError: if there are checkpoints but none is whole.
+          UserError: if there are checkpoints but none is whole; they stay where they are.
         """
-        steps = sorted(self._manager.all_steps(), reverse=True)
-        for step in steps:
+        damaged: dict[int, str] = {}
+        for step in sorted(self._manager.all_steps(), reverse=True):
             try:
                 restored = self._manager.restore(
                     step,
@@ -127,30 +129,33 @@ class Checkpoints:
                 )
                 if int(fingerprint(restored.state)) != restored.run["fingerprint"]:
                     raise ValueError("its checksum does not match")
+            except jax.errors.JaxRuntimeError:
+                raise  # the device's trouble (out of memory), not the checkpoint's
             except STORAGE_ERRORS as error:
-                self._put_aside(step, error)
+                damaged[step] = str(error).strip().partition("\n")[0][:200]
                 continue
+            if damaged:
+                self._put_aside(damaged)
+                logger.warning("falling back to checkpoint %s/%d", self._directory, step)
             return restored.state, restored.run
-        if steps:
+        if damaged:
+            reasons = "; ".join(f"{step}: {reason}" for step, reason in damaged.items())
             raise UserError(
-                f"no checkpoint in {self._directory} can be read (they were moved to "
-                f"{self._aside}); start over in another --workdir"
+                f"no checkpoint in {self._directory} can be read ({reasons}); remove its workdir "
+                "or choose another --workdir to start over"
             )
         return None
 
-    @property
-    def _aside(self) -> Path:
-        return self._directory.parent / "corrupt_checkpoints"
-
-    def _put_aside(self, step: int, error: Exception) -> None:
-        reason = str(error).partition("\n")[0][:200]
-        logger.warning("checkpoint %s/%d is damaged (%s)", self._directory, step, reason)
+    def _put_aside(self, damaged: dict[int, str]) -> None:
+        """Moves damaged checkpoints away: their steps will be saved again."""
         self._manager.close()
-        self._aside.mkdir(exist_ok=True)
-        target = self._aside / str(step)
-        shutil.rmtree(target, ignore_errors=True)
-        (self._directory / str(step)).rename(target)
-        logger.warning("falling back to the checkpoint before it; moved it to %s", target)
+        for step, reason in damaged.items():
+            path = self._directory / str(step)
+            target = self._directory.parent / "corrupt_checkpoints" / str(step)
+            logger.warning("checkpoint %s is damaged (%s); moved it to %s", path, reason, target)
+            shutil.rmtree(target, ignore_errors=True)
+            target.parent.mkdir(exist_ok=True)
+            path.rename(target)
         self._manager = self._open()
 
     def _not_saved(self, error: Exception) -> UserError:

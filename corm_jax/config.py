@@ -11,6 +11,7 @@ from corm_jax.files import read_json
 from corm_jax.losses.presets import check_objective, preset
 from corm_jax.losses.terms import build
 from corm_jax.models import check_image_size, create_model
+from corm_jax.state import create_optimizer
 
 MAX_KEYS = 60
 
@@ -59,7 +60,7 @@ def base_config(objective: str) -> ConfigDict:
     config.optimizer = optimizer = ConfigDict()
     optimizer.name = "adamw"  # adamw or sgd (Nesterov)
     optimizer.learning_rate = 2e-3  # peak: linear warm-up, then a cosine to 0
-    optimizer.warmup_steps = 100
+    optimizer.warmup_steps = train.get_ref("steps") // 12  # follows train.steps unless given
     optimizer.momentum = 0.9  # sgd's momentum, adamw's b1
     optimizer.b2 = 0.999  # adamw's
     optimizer.weight_decay = 0.05  # of kernels
@@ -172,6 +173,7 @@ def check_config(config: ConfigDict) -> None:
     check_objective(config.objective, config.terms.to_dict())
     create_model(config.model.name, num_classes=2, dtype=config.model.dtype)
     check_image_size(config.model.name, config.data.image_size)
+    create_optimizer(config)
     if config.checkpoint.best not in BEST_METRICS:
         raise UserError(
             f"config.checkpoint.best={config.checkpoint.best!r}; valid: {', '.join(BEST_METRICS)}"
@@ -182,11 +184,15 @@ BEST_METRICS = ("clean", "core", "rcs")
 
 
 def refuse_other_config(config: ConfigDict, workdir: Path) -> None:
-    """Raises UserError if the workdir was made by another config; names the keys that differ."""
-    path = workdir / "config.json"
-    if not path.exists():
-        return
-    old, new = flatten(read_json(path)), flatten(config.to_dict())
+    """Refuses a workdir that holds checkpoints or results of another config.
+
+    Raises:
+      UserError: names the keys that differ.
+    """
+    held = [*(workdir / "checkpoints").glob("[0-9]*"), *workdir.glob("results.json")]
+    if not held:
+        return  # stopped before it had anything to keep
+    old, new = flatten(read_json(workdir / "config.json")), flatten(config.to_dict())
     differing = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
     if differing:
         changes = "; ".join(f"{k}: {old.get(k)!r} there, {new.get(k)!r} now" for k in differing)

@@ -6,38 +6,36 @@ import sys
 import warnings
 from pathlib import Path
 
+# Tensorflow reads these when it is imported: no messages about its own arithmetic.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
+from corm_jax.command_line import HELP, check_overrides
 from corm_jax.errors import UserError, nearest
 
-CONFIG = config_flags.DEFINE_config_file(
-    "config",
-    None,
-    "File of the config, and after a colon its variant: configs/vit_corm.py:folder. "
-    "Override a key with --config.KEY=VALUE.",
-)
-WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Where the run is kept (default: runs/VARIANT/NAME, after the config)."
-)
+CONFIG = config_flags.DEFINE_config_file("config", None, "FILE or FILE:VARIANT.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Where the run is kept.")
 
 
 def parse_flags(argv: list[str]) -> list[str]:
     """Parses flags; raises UserError with the nearest match for an unknown one."""
+    if {"--help", "-help", "-h"} & set(argv):
+        print(HELP)
+        sys.exit(0)
+    check_overrides(argv[1:])
     try:
         rest = flags.FLAGS(argv)
     except flags.UnrecognizedFlagError as error:
         name = error.flagname
         raise UserError(f"unknown flag --{name}{nearest(name, flags.FLAGS)}") from error
-    except (flags.Error, ValueError, TypeError, KeyError, OSError) as error:
-        raise UserError(str(error).strip()) from error
+    except (flags.Error, ValueError, TypeError) as error:
+        raise UserError(" ".join(str(error).split())) from error
     if rest[1:]:
         raise UserError(f"unexpected argument {rest[1]!r}; flags start with --")
-    if CONFIG.value is None:
-        raise UserError("name a config: --config=configs/vit_corm.py")
     return rest
 
 
@@ -49,10 +47,12 @@ def default_workdir() -> Path:
 
 def main(_: list[str]) -> None:
     """Runs the training that the flags describe."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    # A message replaces the progress line, which is drawn again after it.
+    erase = "\r\x1b[K" if sys.stderr.isatty() else ""
+    logging.basicConfig(level=logging.WARNING, format=f"{erase}%(message)s", force=True)
     logging.getLogger("corm_jax").setLevel(logging.INFO)
     absl_logging.set_verbosity(absl_logging.ERROR)
-    # Imported after the flags are checked: a mistyped flag need not wait for jax to load.
+    # Imported after the flags are checked: a mistyped flag need not wait for tensorflow.
     from corm_jax.report import format_table, summary_row
     from corm_jax.train import train
 
@@ -70,6 +70,9 @@ def run() -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        sys.exit(130)
 
 
 if __name__ == "__main__":

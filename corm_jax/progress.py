@@ -1,6 +1,7 @@
 """What a user sees of a running training: a progress line, TensorBoard, a history on disk."""
 
 import json
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -8,28 +9,43 @@ from typing import Any, TextIO
 
 from clu import metric_writers
 
-from corm_jax.files import replacing
+from corm_jax.files import replacing, reporting
 
 
 class History:
     """The metrics of a run by step: `history.jsonl` and TensorBoard events in the workdir."""
 
     def __init__(self, workdir: Path, *, start: int) -> None:
-        """Opens the history; what an interrupted run wrote beyond step `start` is dropped."""
+        """Opens the history; what an interrupted run wrote beyond step `start` is dropped.
+
+        TensorBoard's events are written anew from it: a killed run's may lack the last ones, and
+        hold those of steps that are taken again.
+        """
         self._path = workdir / "history.jsonl"
         self.records = [r for r in read_history(self._path) if r["step"] <= start]
         with replacing(self._path) as temporary:
             temporary.write_text("".join(json.dumps(r) + "\n" for r in self.records))
         self._file = self._path.open("a")
+        shutil.rmtree(workdir / "tensorboard", ignore_errors=True)
         self._writer = metric_writers.SummaryWriter(str(workdir / "tensorboard"))
+        for record in self.records:
+            self._writer.write_scalars(
+                record["step"], {name: v for name, v in record.items() if name != "step"}
+            )
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
-        """Appends metrics of a step."""
+        """Appends metrics of a step.
+
+        Raises:
+          UserError: if the operating system refuses the write.
+        """
         record = {"step": step, **metrics}
         self.records.append(record)
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
+        with reporting(self._path):
+            self._file.write(json.dumps(record) + "\n")
+            self._file.flush()
         self._writer.write_scalars(step, metrics)
+        self._writer.flush()
 
     def close(self) -> None:
         """Flushes and closes both files."""

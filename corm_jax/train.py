@@ -4,23 +4,23 @@ import dataclasses
 import logging
 import math
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
 import jax
-import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
+from tqdm import tqdm
 
 from corm_jax import report
 from corm_jax.checkpoint import Checkpoints
 from corm_jax.config import check_config, refuse_other_config
 from corm_jax.data.dataset import Dataset, evaluation_loader, open_dataset, training_loader
+from corm_jax.data.pipeline import Loader
 from corm_jax.errors import UserError
 from corm_jax.evaluate import PROTOCOLS, EvalStep, evaluate, make_eval_step
-from corm_jax.files import write_json
+from corm_jax.files import read_json, write_json
 from corm_jax.models import create_model
 from corm_jax.progress import History, ProgressLine
 from corm_jax.sharding import create_mesh, put_batch
@@ -40,18 +40,18 @@ class Setup:
     mesh: Mesh
     model: nn.Module
     shard: tuple[int, int]
+    training: Loader
     complement: EvalStep
     clean: EvalStep
 
 
 def set_up(config: ConfigDict, workdir: Path) -> Setup:
-    """Checks everything and opens the data; writes nothing but prepared embedded data.
+    """Checks the config and opens the data; writes nothing but prepared embedded data.
 
     Raises:
-      UserError: for a config, workdir or data that cannot be used; says what to do.
+      UserError: for a config or data that cannot be used; says what to do.
     """
     check_config(config)
-    refuse_other_config(config, workdir)
     mesh = create_mesh(config.mesh.data, config.mesh.fsdp)
     for key in ("train", "eval"):
         if config[key].batch_size % mesh.size:
@@ -63,13 +63,15 @@ def set_up(config: ConfigDict, workdir: Path) -> Setup:
     model = create_model(
         config.model.name, num_classes=len(dataset.class_names), dtype=config.model.dtype
     )
+    shard = (jax.process_index(), jax.process_count())
     return Setup(
         config=config,
         workdir=workdir,
         dataset=dataset,
         mesh=mesh,
         model=model,
-        shard=(jax.process_index(), jax.process_count()),
+        shard=shard,
+        training=training_loader(config, dataset.train, shard),
         complement=make_eval_step(PROTOCOLS["complement"](model, config), mesh),
         clean=make_eval_step(PROTOCOLS["clean"](model, config), mesh),
     )
@@ -80,8 +82,9 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
 
     Args:
       config: as `corm_jax.config.base_config` describes it.
-      workdir: receives config.json, checkpoints/, history.jsonl, tensorboard/, results.json,
-        curves.png and examples.png.
+      workdir: receives config.json, checkpoints/, history.jsonl, tensorboard/, curves.png,
+        examples.png and at last results.json: where that is, the run is finished and its content
+        is returned as it is.
 
     Returns:
       the content of results.json.
@@ -89,6 +92,11 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     Raises:
       UserError: for what the user can put right; training stops at a loss that is not finite.
     """
+    refuse_other_config(config, workdir)
+    finished = workdir / "results.json"
+    if finished.exists():
+        logger.info("%s is finished; remove it to train again", workdir)
+        return read_json(finished)
     setup = set_up(config, workdir)
     abstract = abstract_state(config, setup.model, setup.mesh)
     write_json(workdir / "config.json", config.to_dict())
@@ -96,12 +104,15 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     restored = checkpoints.restore(abstract)
     if restored is None:
         state = create_state(config, setup.model, abstract)
-        run = {"step": 0, "position": 0, "seconds": 0.0, "skipped": {}}
+        run = {"position": 0, "seconds": 0.0, "skipped": {}}
     else:
         state, run = restored
-        logger.info("resuming from the checkpoint of step %d", run["step"])
-    history = History(workdir, start=run["step"])
-    state, run = _loop(setup, abstract, state, run, checkpoints, history)
+    start = run["position"] // config.train.batch_size
+    if start:
+        logger.info("going on from the checkpoint of step %d", start)
+    history = History(workdir, start=start)
+    if start < config.train.steps:
+        state, run = _loop(setup, abstract, state, start, run, checkpoints, history)
     checkpoints.close()
     history.close()
     results = report.results(
@@ -112,7 +123,7 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         counts=setup.dataset.counts,
     )
     _draw(setup, history)
-    write_json(workdir / "results.json", results)
+    write_json(finished, results)
     return results
 
 
@@ -120,37 +131,53 @@ def _loop(
     setup: Setup,
     abstract: TrainState,
     state: TrainState,
+    start: int,
     run: dict[str, Any],
     checkpoints: Checkpoints,
     history: History,
 ) -> tuple[TrainState, dict[str, Any]]:
-    """Takes the steps that are left; returns the last state and the run's record."""
+    """Takes the steps that are left; returns the last state and the run's record.
+
+    The record, saved with every checkpoint, is {"position": training examples taken, "seconds":
+    spent on steps and their compilation, "skipped": index of an undecodable image -> where it is}.
+    """
     config, steps = setup.config, setup.config.train.steps
-    train_step, gradient_norms = make_train_step(config, setup.model, setup.mesh, abstract)
-    loader = training_loader(config, setup.dataset.train, setup.shard)
+    loader, progress = setup.training, ProgressLine(steps)
     loader.skipped.update({int(index): where for index, where in run["skipped"].items()})
-    batches = _prefetch(loader.batches(run["step"], steps), setup.mesh)
-    progress = ProgressLine(steps)
+    batches = (put_batch(batch, setup.mesh) for batch in loader.batches(start, steps))
+    batch = next(batches)
+    progress.note("compiling the training step (up to minutes for a large model)")
+    since = time.perf_counter()
+    train_step, gradient_norms = (
+        step.lower(state, batch).compile()
+        for step in make_train_step(config, setup.model, setup.mesh, abstract)
+    )
+    spent = run["seconds"] + time.perf_counter() - since
     pending: list[tuple[int, dict[str, jax.Array]]] = []  # metrics not yet looked at
-    waited, since, first = 0.0, time.perf_counter(), run["step"]
-    for step in range(run["step"] + 1, steps + 1):
-        before = time.perf_counter()
-        batch = next(batches)
-        waited += time.perf_counter() - before
+    waited, since, first = 0.0, time.perf_counter(), start
+    for step in range(start + 1, steps + 1):
         log_now = step % config.train.log_every == 0 or step == steps
         norms = gradient_norms(state, batch) if log_now else {}
         state, metrics = train_step(state, batch)
         pending.append((step, metrics))
+        if len(pending) > 1:
+            # One step runs while the next one's batch is loaded; further ahead, batches would
+            # fill the device's memory and waiting for data would not show.
+            jax.block_until_ready(pending[-2])
+        before = time.perf_counter()
+        batch = next(batches, None)
+        if metrics["loss"].is_ready():  # the device was done first
+            waited += time.perf_counter() - before
         evaluate_now = step % config.eval.every == 0 and step < steps
         save_now = step % config.checkpoint.every == 0 or step == steps
         if not (log_now or evaluate_now or save_now):
             continue
         scalars = _fetch_finite(pending, checkpoints)
         seconds = time.perf_counter() - since
+        spent += seconds
         run = {
-            "step": step,
             "position": step * config.train.batch_size,
-            "seconds": run["seconds"] + seconds,
+            "seconds": spent,
             "skipped": {str(index): where for index, where in loader.skipped.items()},
         }
         if log_now or evaluate_now:
@@ -163,6 +190,7 @@ def _loop(
             history.write(step, {f"train/{name}": value for name, value in scalars.items()})
         measured = None
         if evaluate_now:
+            progress.finish()
             measured = _evaluate(setup, state, setup.complement, "validation", config.eval.subset)
             history.write(step, {f"validation/{name}": v for name, v in measured.items()})
             progress.note(
@@ -174,20 +202,6 @@ def _loop(
         waited, since, first = 0.0, time.perf_counter(), step
     progress.finish()
     return state, run
-
-
-def _prefetch(
-    batches: Iterator[dict[str, np.ndarray]], mesh: Mesh
-) -> Iterator[dict[str, jax.Array]]:
-    """Yields batches on the devices, the next one already on its way."""
-    ahead = None
-    for batch in batches:
-        placed = put_batch(batch, mesh)
-        if ahead is not None:
-            yield ahead
-        ahead = placed
-    if ahead is not None:
-        yield ahead
 
 
 def _fetch_finite(
@@ -219,7 +233,15 @@ def _evaluate(
     loader, count = evaluation_loader(
         setup.config, getattr(setup.dataset, split), setup.shard, size
     )
-    return evaluate(protocol, state.eval_variables(), loader.batches(0, count), setup.mesh)
+    batches = tqdm(
+        loader.batches(0, count),
+        total=count,
+        desc=f"evaluating on {split}",
+        unit="batch",
+        leave=False,
+        disable=None,  # no bar in a log file
+    )
+    return evaluate(protocol, state.eval_variables(), batches, setup.mesh)
 
 
 def _final_metrics(setup: Setup, state: TrainState) -> dict[str, float]:

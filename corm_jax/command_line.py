@@ -1,0 +1,81 @@
+"""What the command line says of the config, checked before anything is loaded."""
+
+import itertools
+import re
+import runpy
+from collections.abc import Sequence
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from corm_jax.config import flatten
+from corm_jax.errors import UserError, nearest
+
+HELP = """\
+usage: python -m corm_jax.main --config=FILE[:VARIANT[,OBJECTIVE]] [--workdir=DIR] [--config.KEY=VALUE ...]
+
+Trains, evaluates and writes results.json, curves.png, examples.png and TensorBoard events.
+The same command goes on with a run that was stopped.
+
+  --config   configs/vit_corm.py, vit_erm.py, resnet_corm.py or resnet_erm.py
+  VARIANT    demo (the default: data that is drawn on this machine), folder or imagenet
+  OBJECTIVE  erm, corm, corm_hi or corm_two_term instead of the file's
+  --workdir  where the run is kept (default: runs/VARIANT/FILE)
+  --config.KEY=VALUE   changes a key; corm_jax/config.py lists them all with their meaning
+
+examples:
+  python -m corm_jax.main --config=configs/vit_corm.py
+  python -m corm_jax.main --config=configs/vit_corm.py --config.train.steps=100 --workdir=runs/short
+  python -m corm_jax.main --config=configs/resnet_corm.py:folder --config.data.folder=DIR
+  python -m corm_jax.report runs/demo/vit_erm runs/demo/vit_corm"""  # noqa: E501
+
+
+def load_config(name: str) -> ConfigDict:
+    """Returns the config that `--config=name` stands for.
+
+    Args:
+      name: FILE or FILE:VARIANT.
+
+    Raises:
+      UserError: if there is no such file, or it defines no `get_config`.
+    """
+    path, colon, variant = name.partition(":")
+    if not Path(path).is_file():
+        known = [str(p) for p in sorted(Path("configs").glob("*.py"))]
+        raise UserError(f"config file {path} does not exist{nearest(path, known)}")
+    get_config = runpy.run_path(path).get("get_config")
+    if get_config is None:
+        raise UserError(f"config file {path} defines no get_config")
+    return get_config(variant) if colon else get_config()
+
+
+def check_overrides(arguments: Sequence[str]) -> None:
+    """Refuses `--config.KEY=VALUE` for a key that the config does not have.
+
+    Args:
+      arguments: of the command line.
+
+    Raises:
+      UserError: names the nearest key; or says that there is no --config; or see `load_config`.
+    """
+    names = [
+        argument.partition("=")[2] or following
+        for argument, following in itertools.pairwise([*arguments, ""])
+        if re.match("--?config(=|$)", argument)
+    ]
+    if not names:
+        raise UserError("name a config, such as --config=configs/vit_corm.py; --help tells more")
+    keys = flatten(load_config(names[-1]).to_dict())
+    groups = {".".join(key.split(".")[:depth]) for key in keys for depth in (1, 2)}
+    for argument in arguments:
+        override = re.match(r"--?(?:no)?config\.([^=]+)", argument)
+        if override and override[1] not in keys.keys() | groups:
+            key = override[1]
+            raise UserError(f"unknown config key {key}{_nearest_key(key, list(keys))}")
+
+
+def _nearest_key(key: str, keys: list[str]) -> str:
+    """Returns a hint: the nearest key beside it, else the nearest of all."""
+    group = key.rpartition(".")[0]
+    siblings = [known for known in keys if known.rpartition(".")[0] == group]
+    return nearest(key, siblings) or nearest(key, keys)
