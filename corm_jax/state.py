@@ -23,22 +23,29 @@ class TrainState:
       params: float32 parameters.
       batch_stats: float32 running averages of batch normalisation, {} without it.
       opt_state: the optimizer's state.
-      ema_params: exponential moving average of `params`, {} without it.
+      ema: variables to evaluate with, exponential moving averages of `params` and `batch_stats`
+        ({"params", "batch_stats"}); {} without averaging.
     """
 
     step: jax.Array
     params: Any
     batch_stats: Any
     opt_state: Any
-    ema_params: Any
+    ema: Any
 
     def eval_variables(self) -> dict[str, Any]:
-        """Returns the variables to evaluate with: averaged parameters where there are any."""
-        return {"params": self.ema_params or self.params, "batch_stats": self.batch_stats}
+        """Returns the variables to evaluate with: the averaged ones where there are any."""
+        return self.ema or {"params": self.params, "batch_stats": self.batch_stats}
 
 
 def learning_rate_schedule(config: ConfigDict) -> optax.Schedule:
-    """Returns linear warm-up from 0 to the learning rate, then a cosine to 0 at the last step."""
+    """Returns the learning rate as a function of the steps taken before.
+
+    Linear from 0 to `learning_rate` over `warmup_steps`, then half a cosine, to 0 at `train.steps`.
+
+    Raises:
+      UserError: if the warm-up is as long as the training.
+    """
     optimizer = config.optimizer
     if optimizer.warmup_steps >= config.train.steps:
         raise UserError(
@@ -54,16 +61,16 @@ def learning_rate_schedule(config: ConfigDict) -> optax.Schedule:
 
 
 def decay_mask(params: Any) -> Any:
-    """Returns which parameters decay: matrices and kernels, not biases, norms or embeddings."""
-
-    def decays(path: tuple[Any, ...], leaf: jax.Array) -> bool:
-        return leaf.ndim > 1 and path[-1].key == "kernel"
-
-    return jax.tree_util.tree_map_with_path(decays, params)
+    """Returns which parameters decay: kernels, not biases, norms or embeddings."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
 
 
 def create_optimizer(config: ConfigDict) -> optax.GradientTransformation:
-    """Creates AdamW or SGD with Nesterov momentum, with clipping before it if configured."""
+    """Creates AdamW or SGD with Nesterov momentum, with clipping before it if configured.
+
+    Raises:
+      UserError: if the optimizer is unknown (names the nearest one) or the schedule impossible.
+    """
     return optax.chain(
         optax.clip_by_global_norm(config.optimizer.clip_norm)
         if config.optimizer.clip_norm
@@ -113,13 +120,14 @@ def create_state(config: ConfigDict, model: nn.Module, abstract: TrainState) -> 
 def _initialize(config: ConfigDict, model: nn.Module) -> TrainState:
     size = config.data.image_size
     images = jnp.zeros((1, size, size, 3), jnp.float32)
-    variables = model.init(jax.random.key(config.seed), images, train=False)
-    params = variables["params"]
+    variables = {
+        "batch_stats": {},
+        **model.init(jax.random.key(config.seed), images, train=False),
+    }
     return TrainState(
         step=jnp.zeros((), jnp.int32),
-        params=params,
-        batch_stats=variables.get("batch_stats", {}),
-        opt_state=create_optimizer(config).init(params),
-        # A copy: the step donates the state, and one buffer cannot be donated twice.
-        ema_params=jax.tree.map(jnp.copy, params) if config.train.ema_decay else {},
+        **variables,
+        opt_state=create_optimizer(config).init(variables["params"]),
+        # Copies: the step donates the state, and one buffer cannot be donated twice.
+        ema=jax.tree.map(jnp.copy, variables) if config.train.ema_decay else {},
     )

@@ -135,11 +135,14 @@ def make_train_step(
         batch = objective.batch(batch)
         gradient = jax.value_and_grad(objective.total, has_aux=True)
         (loss, (metrics, batch_stats)), gradients = gradient(state.params, state, batch)
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        # Optax mixes its integer counts with floats, where everything here promotes strictly.
+        with jax.numpy_dtype_promotion("standard"):
+            updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        ema_params = state.ema_params
+        ema = state.ema
         if decay:
-            ema_params = optax.incremental_update(params, ema_params, 1.0 - decay)
+            variables = {"params": params, "batch_stats": batch_stats}
+            ema = optax.incremental_update(variables, ema, 1.0 - decay)
         metrics |= {
             "loss": loss,
             "gradient_norm": optax.global_norm(gradients),
@@ -150,7 +153,7 @@ def make_train_step(
             params=params,
             batch_stats=batch_stats,
             opt_state=opt_state,
-            ema_params=ema_params,
+            ema=ema,
         )
         return state, metrics
 
