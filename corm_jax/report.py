@@ -45,7 +45,7 @@ def results(
     Args:
       config: the run's config.
       metrics: of the final evaluation.
-      seconds: time spent training.
+      seconds: time spent on training steps and their compilation.
       skipped: training images that could not be decoded.
       counts: of the join of images and masks.
     """
@@ -76,39 +76,50 @@ def results(
     }
 
 
-def draw_curves(path: Path, records: list[dict[str, Any]], title: str) -> None:
-    """Draws a run's loss, terms, gradient norms and accuracies by step.
+def draw_curves(
+    path: Path, records: list[dict[str, Any]], metrics: dict[str, float], config: ConfigDict
+) -> None:
+    """Draws a run's loss, weighted terms, gradient norms and accuracies by step.
 
     Args:
       path: PNG file to write.
       records: of the run's history.
-      title: above the picture.
+      metrics: of the final evaluation, drawn at the last step.
+      config: the run's.
     """
 
-    def series(name: str) -> tuple[list[int], list[float]]:
-        pairs = [(r["step"], r[name]) for r in records if name in r]
+    def series(name: str, weight: float = 1.0) -> tuple[list[int], list[float]]:
+        pairs = [(r["step"], weight * r[name]) for r in records if name in r]
         return [s for s, _ in pairs], [v for _, v in pairs]
 
-    names = sorted({name for record in records for name in record})
-    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    figure = Figure(figsize=(13, 4), layout="constrained")
     loss, norms, accuracy = figure.subplots(1, 3)
     loss.plot(*series("train/loss"), label="total", color="black")
-    for name in names:
-        label = name.split("/")[-2] if name.count("/") > 1 else ""
-        if name.endswith("/value"):
-            loss.plot(*series(name), label=label, alpha=0.7)
-        elif name.endswith("/gradient_norm"):
-            norms.plot(*series(name), label=label)
-    for name in ("clean", "core", "spurious"):
-        accuracy.plot(*series(f"validation/{name}"), marker="o", label=name)
-    loss.set(title="loss (terms before weighting)", xlabel="step", yscale="log")
-    norms.set(title="gradient norm of each weighted term", xlabel="step", yscale="log")
-    accuracy.set(title="validation accuracy (subset)", xlabel="step", ylim=(0, 1))
+    norms.plot(*series("train/gradient_norm"), label="total", color="black")
+    for number, (label, term) in enumerate(config.terms.items()):
+        style = {"label": label, "color": f"C{number}", "linestyle": "--"}
+        loss.plot(*series(f"train/terms/{label}/value", term.weight), **style)
+        norms.plot(*series(f"train/terms/{label}/gradient_norm"), **style)
+    for number, name in enumerate(("clean", "core", "spurious")):
+        steps, values = series(f"validation/{name}")
+        color = f"C{number}"
+        accuracy.plot(
+            [*steps, config.train.steps], [*values, metrics[name]], label=name, color=color
+        )
+        accuracy.plot(steps, values, "o", color=color)
+        accuracy.plot(config.train.steps, metrics[name], "*", color=color, markersize=12)
+    loss.set(title="loss and its weighted terms", yscale="log")
+    norms.set(title="gradient norm, and each weighted term's", yscale="log")
+    for axes in (loss, norms):
+        # A term that is nearly nothing would squeeze the others into one line.
+        axes.set_ylim(bottom=max(axes.get_ylim()[0], axes.get_ylim()[1] * 1e-4))
+    accuracy.set(title="validation accuracy (o: a subset, *: all images)", ylim=(0, 1))
     for axes in (loss, norms, accuracy):
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend(fontsize=8)
+        axes.set(xlabel="step", xlim=(0, config.train.steps * 1.02))
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.legend(fontsize=9)
         axes.grid(alpha=0.3)
-    figure.suptitle(title)
+    figure.suptitle(f"{config.objective}, {config.model.name}")
     _save(figure, path)
 
 
@@ -167,6 +178,16 @@ def summary_row(results: dict[str, Any]) -> dict[str, Any]:
     return {**row, "seconds": results["train_seconds"]}
 
 
+def _finished_row(workdir: Path) -> dict[str, Any]:
+    path = workdir / "results.json"
+    if not path.exists():
+        raise UserError(f"{path} does not exist: {workdir} holds no finished run")
+    try:
+        return summary_row(read_json(path))
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path} does not hold the results of a run ({error!r})") from error
+
+
 def format_table(rows: list[dict[str, Any]]) -> str:
     """Returns runs as a table; accuracies in percent."""
     keys = [key for key in SUMMARY_KEYS if any(key in row for row in rows)]
@@ -189,7 +210,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--summary", type=Path, help="also write the table as JSON to this file")
     arguments = parser.parse_args(argv)
     try:
-        rows = [summary_row(read_json(path / "results.json")) for path in arguments.workdirs]
+        rows = [_finished_row(path) for path in arguments.workdirs]
         if arguments.summary:
             write_json(arguments.summary, rows)
     except UserError as error:

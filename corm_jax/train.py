@@ -115,14 +115,15 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         state, run = _loop(setup, abstract, state, start, run, checkpoints, history)
     checkpoints.close()
     history.close()
+    metrics = _final_metrics(setup, state)
     results = report.results(
         config,
-        metrics=_final_metrics(setup, state),
+        metrics=metrics,
         seconds=run["seconds"],
         skipped=list(run["skipped"].values()),
         counts=setup.dataset.counts,
     )
-    _draw(setup, history)
+    _draw(setup, history, metrics)
     write_json(finished, results)
     return results
 
@@ -254,9 +255,9 @@ def _final_metrics(setup: Setup, state: TrainState) -> dict[str, float]:
     return metrics
 
 
-def _draw(setup: Setup, history: History) -> None:
+def _draw(setup: Setup, history: History, metrics: dict[str, float]) -> None:
     """Writes curves.png and examples.png."""
-    report.draw_curves(setup.workdir / "curves.png", history.records, setup.config.objective)
+    report.draw_curves(setup.workdir / "curves.png", history.records, metrics, setup.config)
     loader, _ = evaluation_loader(setup.config, setup.dataset.validation, setup.shard)
     batch = next(loader.batches(0, 1))
     report.draw_examples(
