@@ -48,6 +48,10 @@ def _weighted_mean(values: jax.Array, weights: jax.Array) -> jax.Array:
     return (values * weights).sum() / jnp.maximum(weights.sum(), 1.0)
 
 
+def _norm(tree: Any) -> jax.Array:
+    return jnp.sqrt(sum(jnp.square(leaf).sum() for leaf in jax.tree.leaves(tree)))
+
+
 class Objective:
     """The weighted sum of an objective's terms, as a function of the parameters."""
 
@@ -104,7 +108,7 @@ class Objective:
         norms = {}
         for label in self._terms:
             gradient = jax.grad(lambda p, label=label: self.term(label, state, p, batch)[0])
-            norms[f"terms/{label}/gradient_norm"] = optax.global_norm(gradient(state.params))
+            norms[f"terms/{label}/gradient_norm"] = _norm(gradient(state.params))
         return norms
 
 
@@ -145,8 +149,8 @@ def make_train_step(
             ema = optax.incremental_update(variables, ema, 1.0 - decay)
         metrics |= {
             "loss": loss,
-            "gradient_norm": optax.global_norm(gradients),
-            "parameter_norm": optax.global_norm(params),
+            "gradient_norm": _norm(gradients),
+            "parameter_norm": _norm(params),
         }
         state = TrainState(
             step=state.step + 1,

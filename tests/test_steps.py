@@ -1,0 +1,271 @@
+"""The training step: what it computes, and that every mesh computes it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from corm_jax.config import base_config
+from corm_jax.losses.terms import noisy_cross_entropy
+from corm_jax.models.normalizer import IMAGENET
+from corm_jax.models.resnet import BasicBlock, ResNet
+from corm_jax.models.vit import VisionTransformer
+from corm_jax.sharding import create_mesh, put_batch
+from corm_jax.state import abstract_state, create_state
+from corm_jax.steps import Objective, make_train_step
+
+CLASSES, SIZE, BATCH = 3, 8, 16
+
+
+def make_config(objective, seed=0, smoothing=0.1, ema=0.0, **optimizer):
+    config = base_config(objective)
+    config.seed = seed
+    config.data.image_size = SIZE
+    config.train.update({"steps": 10, "label_smoothing": smoothing, "ema_decay": ema})
+    config.optimizer.update({"name": "sgd", "learning_rate": 0.1, "warmup_steps": 0, **optimizer})
+    return config
+
+
+def make_vit(width=8, dtype=jnp.float32):
+    return VisionTransformer(
+        num_classes=CLASSES,
+        patch_size=4,
+        width=width,
+        depth=1,
+        heads=2,
+        statistics=IMAGENET,
+        dtype=dtype,
+    )
+
+
+def make_resnet(width=4):
+    return ResNet(
+        num_classes=CLASSES,
+        stage_sizes=(1, 1),
+        block=BasicBlock,
+        statistics=IMAGENET,
+        width=width,
+        small_images=True,
+    )
+
+
+def make_batch(size=BATCH, seed=0):
+    """Returns a loaded batch: a third without mask, a core that covers half of the others."""
+    rng = np.random.default_rng(seed)
+    mask = np.zeros((size, SIZE, SIZE), np.uint8)
+    mask[:, :, :4] = rng.integers(100, 256, (size, 1, 1))
+    return {
+        "image": rng.integers(0, 256, (size, SIZE, SIZE, 3)).astype(np.uint8),
+        "label": rng.integers(0, CLASSES, size).astype(np.int32),
+        "id": np.arange(size, dtype=np.uint32),
+        "weight": np.ones(size, np.float32),
+        "has_mask": (np.arange(size) % 3 > 0).astype(np.float32),
+        "mask_window": np.tile(np.array([0, 0, 1, 1], np.float32), (size, 1)),
+        "core_mask": mask,
+    }
+
+
+class Run:
+    """A model with its step on a mesh; `step` and `norms` work on copies of the state."""
+
+    def __init__(self, config, model, mesh):
+        self.mesh, self.model, self.config = mesh, model, config
+        abstract = abstract_state(config, model, mesh)
+        self.initial = create_state(config, model, abstract)
+        self.donating_step, self._norms = make_train_step(config, model, mesh, abstract)
+
+    def step(self, state, batch):
+        copy = jax.tree.map(jnp.copy, state)
+        return self.donating_step(copy, put_batch(batch, self.mesh))
+
+    def norms(self, state, batch):
+        return self._norms(state, put_batch(batch, self.mesh))
+
+    def train(self, steps):
+        """Returns (states, metrics) on the host, of each step."""
+        state, states, history = self.initial, [jax.device_get(self.initial)], []
+        for number in range(steps):
+            batch = make_batch(seed=number)
+            norms = self.norms(state, batch)
+            state, metrics = self.step(state, batch)
+            states.append(jax.device_get(state))
+            history.append(jax.device_get(metrics | norms))
+        return states, history
+
+
+def one_device():
+    return create_mesh(1, 1, jax.devices()[:1])
+
+
+@pytest.fixture(scope="module")
+def vit():
+    """A trained step of a tiny ViT on one device."""
+    return Run(make_config("corm"), make_vit(), one_device())
+
+
+def assert_trees_close(found, expected, **tolerance):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **tolerance), found, expected)
+
+
+@pytest.fixture(scope="module")
+def single_runs():
+    """What one device computes; widths at which fsdp shards some arrays."""
+    models = {"vit": make_vit(width=128), "resnet": make_resnet(width=64)}
+    configs = {"vit": make_config("corm"), "resnet": make_config("corm_hi", ema=0.9)}
+    runs = {}
+    for name, model in models.items():
+        runs[name] = (configs[name], model, *Run(configs[name], model, one_device()).train(3))
+    return runs
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "fsdp"),
+    [("vit", 8, 1), ("vit", 4, 2), ("vit", 1, 8), ("resnet", 8, 1), ("resnet", 4, 2)],
+)
+def test_every_mesh_computes_what_one_device_does(single_runs, name, data, fsdp):
+    config, model, states, history = single_runs[name]
+    mesh = create_mesh(data, fsdp)
+    run = Run(config, model, mesh)
+    sharded = [leaf for leaf in jax.tree.leaves(run.initial) if not leaf.is_fully_replicated]
+    assert bool(sharded) == (fsdp > 1)
+    found_states, found_history = run.train(3)
+    assert_trees_close(found_states[0], states[0], atol=0)
+    assert_trees_close(found_history, history, rtol=2e-5, atol=1e-6)
+    assert_trees_close(found_states[3], states[3], rtol=1e-5, atol=1e-5)
+    moved = jax.tree.map(lambda a, b: float(abs(a - b).max()), states[0].params, states[3].params)
+    assert min(jax.tree.leaves(moved)) > 1e-6  # every array learns
+
+
+def test_averages_follow_parameters_and_batch_statistics(single_runs):
+    _, _, states, _ = single_runs["resnet"]
+    average = {"params": states[0].params, "batch_stats": states[0].batch_stats}
+    for state in states[1:]:
+        new = {"params": state.params, "batch_stats": state.batch_stats}
+        average = jax.tree.map(lambda a, b: 0.9 * a.astype(np.float64) + 0.1 * b, average, new)
+        assert_trees_close(state.ema, average, rtol=1e-5, atol=1e-6)
+
+
+def test_running_averages_are_of_the_clean_images(single_runs):
+    _, model, states, _ = single_runs["resnet"]
+    images = jnp.asarray(make_batch(seed=0)["image"], jnp.float32) / 255
+    variables = {"params": states[0].params, "batch_stats": states[0].batch_stats}
+    _, updates = model.apply(variables, images, train=True, mutable=["batch_stats"])
+    assert_trees_close(states[1].batch_stats, updates["batch_stats"], rtol=1e-4, atol=1e-6)
+
+
+def test_loss_is_the_weighted_sum_of_the_values_of_the_terms(vit):
+    weights = {label: term.weight for label, term in vit.config.terms.items()}
+    state, _ = vit.step(vit.initial, make_batch())
+    _, metrics = vit.step(state, make_batch())
+    total = sum(weight * metrics[f"terms/{label}/value"] for label, weight in weights.items())
+    assert float(metrics["loss"]) == pytest.approx(float(total), rel=1e-5)
+    assert float(metrics["terms/gradient/value"]) > 0
+
+
+def by_hand(run, state, batch):
+    """Returns functions of the parameters: mean clean loss, mean penalty; per-image gradients."""
+    expanded = Objective(run.config, run.model).batch(jax.tree.map(jnp.asarray, batch))
+
+    def logits(params, image):
+        return run.model.apply({"params": params}, image[None], train=True)[0][0]
+
+    def clean(params):
+        losses = jax.vmap(lambda x, t: -(t * jax.nn.log_softmax(logits(params, x))).sum())(
+            expanded["image"], expanded["target"]
+        )
+        return losses.mean()
+
+    def noisy(params):
+        key = jax.random.fold_in(jax.random.key(run.config.seed), state.step)
+        term = dict(run.config.terms.noisy)
+        del term["term"], term["weight"]
+        losses, _ = noisy_cross_entropy(
+            lambda x: run.model.apply({"params": params}, x, train=True)[0], expanded, key, **term
+        )
+        return losses.mean()
+
+    return clean, noisy
+
+
+def test_gradient_norms_are_those_of_the_weighted_terms(vit):
+    batch = make_batch()
+    state, _ = vit.step(vit.initial, batch)
+    norms, (_, metrics) = vit.norms(state, batch), vit.step(state, batch)
+    for label, function in zip(("clean", "noisy"), by_hand(vit, state, batch), strict=True):
+        weight = vit.config.terms[label].weight
+        value, gradient = jax.jit(jax.value_and_grad(function))(state.params)
+        leaves = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(gradient)]
+        norm = weight * np.sqrt(sum((leaf**2).sum() for leaf in leaves))
+        assert float(norms[f"terms/{label}/gradient_norm"]) == pytest.approx(norm, rel=1e-4)
+        assert float(metrics[f"terms/{label}/value"]) == pytest.approx(float(value), rel=1e-4)
+    assert float(norms["terms/gradient/gradient_norm"]) > 0
+    assert metrics["gradient_norm"] < sum(norms.values())
+
+
+def test_noise_depends_on_the_step_alone(vit):
+    batch = make_batch()
+    state, _ = vit.step(vit.initial, batch)
+    (after, first), (again, second) = vit.step(state, batch), vit.step(state, batch)
+    jax.tree.map(np.testing.assert_array_equal, (after, first), (again, second))
+    _, other = vit.step(state.replace(step=state.step + 1), batch)
+    assert other["terms/clean/value"] == first["terms/clean/value"]
+    assert other["terms/noisy/value"] != first["terms/noisy/value"]
+
+
+def test_step_counts_and_donates_its_state(vit):
+    state = jax.tree.map(jnp.copy, vit.initial)
+    new, _ = vit.donating_step(state, put_batch(make_batch(), vit.mesh))
+    assert int(new.step) == 1
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
+
+
+def test_examples_of_weight_zero_change_nothing(vit):
+    batch, other = make_batch(), make_batch(seed=1)
+    weight = np.ones(BATCH, np.float32)
+    weight[[2, 7, 11]] = 0
+    # The same images where the weight is 1, others where it is 0.
+    mixed = {
+        key: np.where(weight.reshape(-1, *[1] * (value.ndim - 1)) > 0, value, other[key])
+        for key, value in batch.items()
+    }
+    state, _ = vit.step(vit.initial, batch)
+    first, first_metrics = vit.step(state, {**batch, "weight": weight})
+    second, second_metrics = vit.step(state, {**mixed, "weight": weight})
+    del first_metrics["terms/gradient/input_gradient_norm"]
+    del second_metrics["terms/gradient/input_gradient_norm"]
+    assert_trees_close(second_metrics, first_metrics, rtol=1e-6)
+    assert_trees_close(second.params, first.params, rtol=1e-6, atol=1e-7)
+
+
+def test_padding_with_weight_zero_equals_a_smaller_batch():
+    config = make_config("erm")
+    run = Run(config, make_vit(), one_device())
+    batch = make_batch()
+    half = {key: value[:8] for key, value in batch.items()}
+    weight = np.repeat(np.array([1, 0], np.float32), 8)
+    padded, padded_metrics = run.step(run.initial, {**batch, "weight": weight})
+    smaller, metrics = run.step(run.initial, half)
+    assert_trees_close(padded_metrics, metrics, rtol=1e-5)
+    assert_trees_close(padded.params, smaller.params, rtol=1e-5, atol=1e-7)
+
+
+def test_clipping_limits_the_update_and_logs_the_whole_norm():
+    config = make_config("erm", clip_norm=0.01, momentum=0.0, weight_decay=0.0)
+    run = Run(config, make_vit(), one_device())
+    state, metrics = run.step(run.initial, make_batch())
+    change = jax.tree.map(jnp.subtract, state.params, run.initial.params)
+    square = sum(float((leaf**2).sum()) for leaf in jax.tree.leaves(change))
+    assert square**0.5 == pytest.approx(0.1 * 0.01, rel=1e-3)
+    assert metrics["gradient_norm"] > 0.05
+
+
+def test_bfloat16_computes_losses_and_parameters_in_float32(vit):
+    with jax.numpy_dtype_promotion("standard"):  # Flax's own norms mix dtypes
+        run = Run(vit.config, make_vit(dtype=jnp.bfloat16), one_device())
+        state, metrics = run.step(vit.initial, make_batch())
+        state, metrics = run.step(state, make_batch())
+    reference, expected = vit.step(vit.initial, make_batch())
+    reference, expected = vit.step(reference, make_batch())
+    assert {leaf.dtype for leaf in jax.tree.leaves(metrics)} == {jnp.dtype(jnp.float32)}
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(state.params))
+    assert_trees_close(metrics, expected, rtol=0.05)
