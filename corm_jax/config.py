@@ -29,7 +29,7 @@ def base_config(objective: str) -> ConfigDict:
     config.terms = ConfigDict(preset(objective))
 
     config.model = ConfigDict()
-    config.model.name = "vit_nano_patch8_64"  # a key of corm_jax.models.MODELS
+    config.model.name = "vit_nano_patch8_48"  # a key of corm_jax.models.MODELS
     config.model.dtype = "float32"  # of computation: float32 or bfloat16
 
     config.data = data = ConfigDict()
@@ -42,7 +42,7 @@ def base_config(objective: str) -> ConfigDict:
     data.validation_split = "validation"
     data.counterfactual_split = "counterfactual"  # "" if there is none
     data.validation_share = 0.2  # for source=folder: of each class
-    data.image_size = 64  # height and width in pixels
+    data.image_size = 48  # height and width in pixels
     data.crop_area_min = 0.6  # share of the image's area that a training crop takes
     data.crop_area_max = 1.0
     data.flip = True  # mirror half of the training images

@@ -71,7 +71,7 @@ def test_vit_intermediates():
 
 def test_fresh_vit_is_undecided():
     images = jax.random.uniform(jax.random.key(1), (2, 8, 8, 3))
-    model = create_model("vit_nano_patch8_64", num_classes=2, dtype="float32")
+    model = create_model("vit_nano_patch8_48", num_classes=2, dtype="float32")
     variables = jax.jit(lambda: model.init(jax.random.key(0), images, train=False))()
     logits, _ = model.apply(variables, images, train=False)
     np.testing.assert_array_equal(logits, np.zeros((2, 2)))

@@ -4,8 +4,17 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
-# One texture a class. Each is symmetric under a horizontal flip, which training augments with.
-TEXTURES = ("waves", "reeds", "checks", "dots", "ripples", "grain")
+# One texture a class: noise filtered to a band around (direction in degrees from the horizontal,
+# frequency in cycles per pixel) and its mirror image, so that a horizontal flip changes none.
+TEXTURES = {
+    "grass": (0, 0.36),
+    "ripples": (90, 0.36),
+    "gauze": (45, 0.36),
+    "reeds": (0, 0.2),
+    "waves": (90, 0.2),
+    "lattice": (45, 0.2),
+}
+BANDWIDTH = 0.03  # standard deviation of a band in cycles per pixel
 
 SUPERSAMPLING = 4  # shapes are drawn this much larger, then averaged: soft edges
 TEXTURE_CONTRAST = 0.07  # standard deviation of a texture around the background's colour
@@ -64,36 +73,27 @@ def draw_shape(
 
 
 def draw_texture(texture: str, size: int, rng: np.random.Generator) -> np.ndarray:
-    """Draws one texture at a random scale and phase.
+    """Draws one texture.
 
     Args:
       texture: one of TEXTURES.
       size: height and width in pixels.
-      rng: where the scale and the phase come from.
+      rng: where the noise comes from.
 
     Returns:
       float32 [size, size] of mean 0 and standard deviation 1.
     """
-    y, x = np.mgrid[0:size, 0:size].astype(np.float32)
-    period = rng.uniform(3.0, 4.0)
-    k = 2 * np.pi / period
-    phase_x, phase_y = rng.uniform(0, 2 * np.pi, size=2)
-    if texture == "waves":
-        values = np.sin(k * y + 1.2 * np.sin(x * k / 4 + phase_x) + phase_y)
-    elif texture == "reeds":
-        values = np.sin(k * x + phase_x)
-    elif texture == "checks":
-        values = np.sign(np.sin(k * x / 2 + phase_x) * np.sin(k * y / 2 + phase_y))
-    elif texture == "dots":
-        values = np.maximum(np.sin(k * x + phase_x) + np.sin(k * y + phase_y), 0.6)
-    elif texture == "ripples":
-        cx, cy = rng.uniform(0, size, size=2)
-        values = np.sin(k * np.hypot(x - cx, y - cy))
-    elif texture == "grain":
-        values = rng.standard_normal((size // 2, size // 2)).repeat(2, axis=0).repeat(2, axis=1)
-    else:
-        raise ValueError(f"unknown texture {texture!r}")
-    values = values - values.mean()
+    direction, frequency = TEXTURES[texture]
+    x = frequency * np.cos(np.deg2rad(direction))
+    y = frequency * np.sin(np.deg2rad(direction))
+    frequencies_y, frequencies_x = np.fft.fftfreq(size)[:, None], np.fft.fftfreq(size)[None, :]
+    gain = np.zeros((size, size))
+    for center_x, center_y in {(x, y), (-x, -y), (x, -y), (-x, y)}:
+        distance = np.hypot(frequencies_x - center_x, frequencies_y - center_y)
+        gain += np.exp(-((distance / BANDWIDTH) ** 2) / 2)
+    spectrum = np.fft.fft2(rng.standard_normal((size, size))) * gain
+    values = np.fft.ifft2(spectrum).real
+    values -= values.mean()
     return (values / values.std()).astype(np.float32)
 
 

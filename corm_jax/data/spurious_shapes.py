@@ -14,7 +14,7 @@ from PIL import Image
 
 from corm_jax.data import drawing
 
-IMAGE_SIZE = 64
+IMAGE_SIZE = 48
 SEED = 2022
 JPEG_QUALITY = 95
 
@@ -60,7 +60,7 @@ class SpuriousShapes(tfds.core.GeneratorBasedBuilder):
                         shape=(IMAGE_SIZE, IMAGE_SIZE, 1), encoding_format="png"
                     ),
                     "label": tfds.features.ClassLabel(names=drawing.SHAPES),
-                    "background": tfds.features.ClassLabel(names=drawing.TEXTURES),
+                    "background": tfds.features.ClassLabel(names=tuple(drawing.TEXTURES)),
                     "file_name": tfds.features.Text(),
                 }
             ),
@@ -84,7 +84,7 @@ class SpuriousShapes(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(
         self, split: str, count: int, agreement: float
     ) -> Iterator[tuple[str, dict]]:
-        classes = len(drawing.SHAPES)
+        classes, textures = len(drawing.SHAPES), tuple(drawing.TEXTURES)
         split_seed = ("train", "validation", "counterfactual").index(split)
         for index in range(count):
             rng = np.random.default_rng((SEED, split_seed, index))
@@ -93,7 +93,7 @@ class SpuriousShapes(tfds.core.GeneratorBasedBuilder):
             if rng.random() >= agreement:
                 background = (label + rng.integers(1, classes)) % classes
             image, mask = drawing.draw_image(
-                drawing.SHAPES[label], drawing.TEXTURES[background], IMAGE_SIZE, rng
+                drawing.SHAPES[label], textures[background], IMAGE_SIZE, rng
             )
             file_name = f"{split}_{index:06d}.JPEG"
             jpeg = io.BytesIO()
