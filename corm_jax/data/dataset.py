@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from corm_jax.data import folder, join, pipeline, prepare, preprocess, tfds_source
+from corm_jax.data import folder, join, order, pipeline, prepare, preprocess, tfds_source
 from corm_jax.errors import UserError, lookup
 from corm_jax.masks.records import MaskRecords, MaskSource
 
@@ -41,9 +41,9 @@ def open_dataset(config: ConfigDict) -> Dataset:
 
 
 def _open_folder(config: ConfigDict) -> Dataset:
-    path = Path(config.data.folder).expanduser()
     if not config.data.folder:
         raise UserError("name your folder: --config.data.folder=DIR; " + folder.LAYOUT)
+    path = Path(config.data.folder).expanduser()
     train, validation, masks = folder.open_folder(path, config.data.validation_share)
     if config.data.masks:
         masks = MaskRecords.open(Path(config.data.masks).expanduser())
@@ -113,7 +113,7 @@ def training_loader(
     data = config.data
     return pipeline.Loader(
         split=split,
-        select=pipeline.training_order(
+        select=order.training_order(
             len(split.images), seed=config.seed, batch_size=config.train.batch_size
         ),
         operations=preprocess.training(
@@ -139,10 +139,10 @@ def evaluation_loader(
       shard: (index, count) of this host.
       size: evaluate on a fixed subset of this size, 0 for all images.
     """
-    indices = pipeline.subset(len(split.images), size)
+    indices = order.subset(len(split.images), size)
     loader = pipeline.Loader(
         split=split,
-        select=pipeline.evaluation_order(indices, batch_size=config.eval.batch_size),
+        select=order.evaluation_order(indices, batch_size=config.eval.batch_size),
         operations=preprocess.evaluation(
             split.masks, image_size=config.data.image_size, share=config.data.center_crop_share
         ),

@@ -1,12 +1,14 @@
 """A folder of images and masks.
 
     <folder>/images/<class>/<id>.<jpg|jpeg|png>
-    <folder>/masks/<class>/<id>.png     8-bit soft or 1-bit, white on the object; may be missing
+    <folder>/masks/<class>/<id>.png     8-bit soft or 1-bit grey, white on the object; may be missing
 
-File names in the sense of the join are `<class>/<id>`.
+Pixels are taken as they are stored: an orientation in a JPEG's EXIF data is ignored, so a mask has
+the orientation of the stored pixels. File names in the sense of the join are `<class>/<id>`.
 """
 
 import hashlib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from tqdm import tqdm
 
 from corm_jax.data.geometry import check_aspect
 from corm_jax.errors import UserError
+from corm_jax.masks import png
 from corm_jax.masks.records import FULL_FRAME, KINDS, whole_image
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -141,19 +144,21 @@ def _files(directory: Path, suffixes: tuple[str, ...]) -> list[Path]:
     return list(found.values())
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path, size: int = -1) -> bytes:
+    """Returns the first `size` bytes of a file, or all."""
     try:
-        return path.read_bytes()
+        with path.open("rb") as file:
+            return file.read(size)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
 
 
 def _names(paths: Sequence[Path]) -> np.ndarray:
-    return np.array([f"{path.parent.name}/{path.stem}".encode() for path in paths], np.bytes_)
+    return np.array([os.fsencode(f"{path.parent.name}/{path.stem}") for path in paths], np.bytes_)
 
 
 def _hash(name: str) -> bytes:
-    return hashlib.sha256(name.encode()).digest()
+    return hashlib.sha256(os.fsencode(name)).digest()
 
 
 def _check_sizes(images: Sequence[Path], masks: Sequence[Path]) -> None:
@@ -162,9 +167,7 @@ def _check_sizes(images: Sequence[Path], masks: Sequence[Path]) -> None:
         mask = by_name.get((path.parent.name, path.stem))
         if mask is None:
             continue
-        mask_size = _size(mask)
-        if mask_size is None:
-            raise UserError(f"{mask} is not a readable PNG file")
+        mask_size = png.mask_size(_read(mask, png.HEADER_BYTES), f"mask {mask}")
         image_size = _size(path)
         if image_size is not None:  # an unreadable image is the decoder's to report
             check_aspect(image_size, mask_size, f"mask {mask}", f"image {path}")

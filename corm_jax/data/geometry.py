@@ -1,18 +1,22 @@
 """Where crops and mask frames lie in an image."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from corm_jax.errors import UserError
 
 
-def aspects_match(image: tuple[int, int], mask: tuple[int, int]) -> bool:
-    """Returns whether two (height, width) have one aspect ratio, up to rounding by one pixel."""
+def aspects_match(image: Sequence[Any], mask: Sequence[Any]) -> Any:
+    """Returns whether two (height, width) have one aspect ratio, up to rounding by one pixel.
+
+    Made of operators alone, so that it works on numbers and on tensors.
+    """
     deviation = abs(mask[1] * image[0] - mask[0] * image[1])
-    return deviation <= max(*image) + max(*mask)
+    return (deviation <= image[0] + mask[0]) | (deviation <= image[1] + mask[1])
 
 
 def check_aspect(
-    image: tuple[int, int], mask: tuple[int, int], mask_is: str, image_is: str
+    image: Sequence[float], mask: Sequence[float], mask_is: str, image_is: str
 ) -> None:
     """Raises UserError if a mask that covers the whole image has another aspect ratio.
 
@@ -24,8 +28,9 @@ def check_aspect(
     """
     if not aspects_match(image, mask):
         raise UserError(
-            f"{mask_is} is {mask[1]}x{mask[0]} pixels, {image_is} is {image[1]}x{image[0]}: "
-            "another aspect ratio; make the mask in the image's own frame"
+            f"{mask_is} is {mask[1]:.0f}x{mask[0]:.0f} pixels, {image_is} is "
+            f"{image[1]:.0f}x{image[0]:.0f}: another aspect ratio; make the mask in the image's "
+            "own frame"
         )
 
 

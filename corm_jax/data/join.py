@@ -1,6 +1,7 @@
 """The join of images with mask records, by file name."""
 
 import logging
+import os
 from dataclasses import dataclass
 
 import numpy as np
@@ -64,7 +65,7 @@ def check(joined: Join, records: np.ndarray, max_unmatched: float, where: str) -
     if share > max_unmatched:
         matched = np.zeros(len(records), bool)
         matched[joined.rows[joined.rows >= 0]] = True
-        example = records[np.flatnonzero(~matched)[0]].decode()
+        example = os.fsdecode(records[np.flatnonzero(~matched)[0]])
         raise UserError(
             f"{where}: {joined.records_without_image} of {len(records)} mask records "
             f"({share:.1%}) find no image, such as {example!r}; at most {max_unmatched:.1%} may "

@@ -8,12 +8,13 @@ import hashlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from corm_jax.data import preprocess
 from corm_jax.data.geometry import check_aspect
+from corm_jax.data.order import Selection
 from corm_jax.data.tf_import import tf
 from corm_jax.errors import UserError
 from corm_jax.masks.records import MaskSource
@@ -24,7 +25,6 @@ Batch = dict[str, np.ndarray]
 
 # Stands in for an image that cannot be decoded; its example has weight 0.
 BLANK_IMAGE = tf.io.encode_jpeg(np.zeros((8, 8, 3), np.uint8)).numpy()
-EVALUATION_SUBSET_SEED = 0
 
 
 class ImageSource(Protocol):
@@ -65,62 +65,6 @@ class Split:
     has_mask: np.ndarray
 
 
-@dataclass(frozen=True)
-class Selection:
-    """The examples of one batch.
-
-    Attributes:
-      indices: int64 [B], which images.
-      positions: int64 [B], the place of each in the endless sequence of epochs.
-      weights: float32 [B], 0 for padding.
-    """
-
-    indices: np.ndarray
-    positions: np.ndarray
-    weights: np.ndarray
-
-
-def training_order(count: int, *, seed: int, batch_size: int) -> Callable[[int], Selection]:
-    """Returns step -> examples: every epoch another permutation, batches run across epochs."""
-    permutations: dict[int, np.ndarray] = {}
-
-    def permutation(epoch: int) -> np.ndarray:
-        if epoch not in permutations:
-            for old in [e for e in permutations if e < epoch - 1]:
-                del permutations[old]
-            permutations[epoch] = np.random.default_rng((seed, epoch)).permutation(count)
-        return permutations[epoch]
-
-    def select(step: int) -> Selection:
-        positions = np.arange(step * batch_size, (step + 1) * batch_size)
-        epochs, offsets = np.divmod(positions, count)
-        indices = np.empty(batch_size, np.int64)
-        for epoch in np.unique(epochs):
-            chosen = epochs == epoch
-            indices[chosen] = permutation(int(epoch))[offsets[chosen]]
-        return Selection(indices, positions, np.ones(batch_size, np.float32))
-
-    return select
-
-
-def evaluation_order(indices: np.ndarray, *, batch_size: int) -> Callable[[int], Selection]:
-    """Returns step -> examples: each index once, the last batch padded with weight 0."""
-
-    def select(step: int) -> Selection:
-        positions = np.arange(step * batch_size, (step + 1) * batch_size)
-        weights = (positions < len(indices)).astype(np.float32)
-        return Selection(indices[np.minimum(positions, len(indices) - 1)], positions, weights)
-
-    return select
-
-
-def subset(count: int, size: int) -> np.ndarray:
-    """Returns `size` indices below `count`, the same ones every time; all of them if size is 0."""
-    if not 0 < size < count:
-        return np.arange(count)
-    return np.random.default_rng(EVALUATION_SUBSET_SEED).permutation(count)[:size]
-
-
 @dataclass
 class Loader:
     """Loads batches of a split; see `batches`.
@@ -131,7 +75,8 @@ class Loader:
       operations: preprocessing of one example, as `preprocess.training` or `.evaluation` list it.
       bad_images: "skip" gives an undecodable image weight 0 and counts it, "error" stops.
       shard: (index, count) of this host: it loads its slice of every global batch.
-      skipped: where the images are that were skipped.
+      skipped: where the images are that were skipped at least once. (A random crop may spare the
+        damaged part of an image, so each example is judged on its own.)
     """
 
     split: Split
@@ -172,39 +117,56 @@ class Loader:
         part = slice(index * size, (index + 1) * size)
         return Selection(chosen.indices[part], chosen.positions[part], chosen.weights[part])
 
+    def _signature(self, size: int) -> dict[str, tf.TensorSpec]:
+        """Returns what `_raw` returns for `size` examples."""
+        masks = self.split.masks
+        fields = {
+            "image_bytes": ((), tf.string),
+            "label": ((), tf.int32),
+            "id": ((), tf.uint32),
+            "position": ((), tf.int64),
+            "weight": ((), tf.float32),
+            "has_mask": ((), tf.float32),
+            "mask_frame": ((4,), tf.float32),
+        }
+        if masks.encoding == "png":
+            fields["mask_bytes"] = ((), tf.string)
+        else:
+            fields["core_grid"] = (masks.grid, tf.uint8)
+        return {key: tf.TensorSpec((size, *shape), dtype) for key, (shape, dtype) in fields.items()}
+
     def _raw(self, step: int) -> Batch:
         """Reads the encoded examples of a step."""
         chosen = self._local(step)
         images, masks = self.split.images, self.split.masks
         encoded = images.read(chosen.indices)
         rows = np.maximum(self.split.rows[chosen.indices], 0)
-        usable = np.array([index not in self.skipped for index in chosen.indices])
-        has_mask = self.split.has_mask[chosen.indices] & usable
+        has_mask = self.split.has_mask[chosen.indices]
         raw = {
-            "image_bytes": np.array(
-                [
-                    data if ok else BLANK_IMAGE
-                    for (data, _), ok in zip(encoded, usable, strict=True)
-                ],
-                object,
-            ),
+            "image_bytes": np.array([data for data, _ in encoded], object),
             "label": np.array([label for _, label in encoded], np.int32),
             "id": np.array([_identity(images.file_names[i]) for i in chosen.indices], np.uint32),
             "position": chosen.positions,
-            "weight": chosen.weights * usable,
+            "weight": chosen.weights.copy(),
             "has_mask": has_mask.astype(np.float32),
             "mask_frame": masks.boxes(rows),
         }
         if masks.encoding == "png":
-            raw["mask_bytes"] = np.array(
-                [
-                    masks.png("core", row) if has else b""
-                    for row, has in zip(rows, has_mask, strict=True)
-                ],
-                object,
-            )
+            files = [
+                masks.png("core", row) if has else b""
+                for row, has in zip(rows, has_mask, strict=True)
+            ]
+            raw["mask_bytes"] = np.array(files, object)
         else:
             raw["core_grid"] = masks.grids("core", rows) * has_mask[:, None, None]
+        for place, index in enumerate(chosen.indices):
+            if int(index) in self.skipped and self._try(raw, place)[1] is not None:
+                raw["image_bytes"][place] = BLANK_IMAGE
+                raw["weight"][place] = raw["has_mask"][place] = 0
+                if "mask_bytes" in raw:
+                    raw["mask_bytes"][place] = b""
+                else:
+                    raw["core_grid"][place] = 0
         return raw
 
     def _dataset(self, start: int, stop: int, failures: list[Exception]) -> tf.data.Dataset:
@@ -216,15 +178,8 @@ class Loader:
                 failures.append(error)
                 raise
 
-        example = self._raw(start)
-        size = len(example["label"])
-        signature = {
-            key: tf.TensorSpec(
-                value.shape, tf.string if value.dtype == object else tf.as_dtype(value.dtype)
-            )
-            for key, value in example.items()
-        }
-        dataset = tf.data.Dataset.from_generator(generate, output_signature=signature)
+        size = len(self._local(start).indices)
+        dataset = tf.data.Dataset.from_generator(generate, output_signature=self._signature(size))
         dataset = dataset.prefetch(2).unbatch()
         dataset = dataset.map(
             preprocess.compose(self.operations), num_parallel_calls=tf.data.AUTOTUNE
@@ -234,57 +189,49 @@ class Loader:
         options.deterministic = True
         return dataset.with_options(options)
 
+    def _try(
+        self, raw: Batch, place: int
+    ) -> tuple[preprocess.Example, tf.errors.InvalidArgumentError | None]:
+        """Preprocesses one example eagerly, as far as it goes; returns it and what failed."""
+        example = {key: tf.constant(value[place]) for key, value in raw.items()}
+        try:
+            for operation in self.operations:
+                example = operation(example)
+        except tf.errors.InvalidArgumentError as error:
+            return example, error
+        return example, None
+
     def _find_bad_images(self, step: int) -> bool:
         """Looks for the examples of a step that cannot be decoded; returns whether it found any."""
-        chosen, raw, operation = (
-            self._local(step),
-            self._raw(step),
-            preprocess.compose(self.operations),
-        )
-        found = False
-        for place, index in enumerate(chosen.indices):
-            index = int(index)
-            if index in self.skipped:
+        raw, found = self._raw(step), False
+        for place, index in enumerate(map(int, self._local(step).indices)):
+            example, error = self._try(raw, place)
+            if error is None:
                 continue
-            example = {key: tf.constant(value[place]) for key, value in raw.items()}
-            try:
-                operation(example)
-            except tf.errors.InvalidArgumentError as error:
-                self._refuse_bad_mask(index, example)
-                where = self.split.images.describe(index)
-                if self.bad_images == "error":
-                    raise UserError(
-                        f"{where} cannot be decoded (truncated or not a JPEG or PNG); replace it, "
-                        "or skip such images with --config.data.bad_images=skip"
-                    ) from error
-                logger.warning("skipping %s: it cannot be decoded", where)
-                self.skipped[index] = where
-                found = True
+            if "image" in example:
+                self._refuse_mask(index, example)
+                continue
+            where = self.split.images.describe(index)
+            if self.bad_images == "error":
+                raise UserError(
+                    f"{where} cannot be decoded (truncated or not a JPEG or PNG); replace it, "
+                    "or skip such images with --config.data.bad_images=skip"
+                ) from error
+            logger.warning("skipping %s: it cannot be decoded", where)
+            self.skipped[index] = where
+            found = True
         return found
 
-    def _refuse_bad_mask(self, index: int, example: dict[str, Any]) -> None:
-        """Raises UserError if the example's mask is what cannot be decoded or does not fit."""
-        if not example.get("mask_bytes"):
-            return
-        masks, row = self.split.masks, int(self.split.rows[index])
+    def _refuse_mask(self, index: int, example: preprocess.Example) -> None:
+        """Raises UserError for an example whose image is fine but whose mask failed."""
+        what = f"mask {self.split.masks.describe(int(self.split.rows[index]))}"
         try:
             mask = tf.io.decode_png(example["mask_bytes"], channels=1)
         except tf.errors.InvalidArgumentError as error:
-            raise UserError(f"mask {masks.describe(row)} is not a readable PNG file") from error
-        try:
-            image = tf.io.decode_image(example["image_bytes"], channels=3)
-        except tf.errors.InvalidArgumentError:
-            return  # the image is what is bad
-        frame = example["mask_frame"].numpy()
-        height, width = image.shape[0], image.shape[1]
-        if masks.frame["type"] == "center_crop":
-            height = width = min(height, width)
-        check_aspect(
-            (round(height * (frame[2] - frame[0])), round(width * (frame[3] - frame[1]))),
-            (mask.shape[0], mask.shape[1]),
-            f"mask {masks.describe(row)}",
-            f"its frame in image {self.split.images.describe(index)}",
-        )
+            raise UserError(f"{what} is not a readable PNG file") from error
+        frame = example["frame_size"].numpy().tolist()
+        image = self.split.images.describe(index)
+        check_aspect(frame, mask.shape[:2], what, f"its frame in image {image}")
 
 
 def _identity(file_name: bytes) -> int:

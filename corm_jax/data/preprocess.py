@@ -18,8 +18,9 @@ and the functions add, in this order,
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from corm_jax.data.geometry import center_crop_share
+from corm_jax.data.geometry import aspects_match, center_crop_share
 from corm_jax.data.tf_import import tf
+from corm_jax.masks.png import HEADER_BYTES, SIGNATURE
 from corm_jax.masks.records import MaskSource
 
 Example = dict[str, Any]
@@ -34,6 +35,9 @@ def read_size(example: Example) -> Example:
     encoded = example["image_bytes"]
 
     def png_size() -> tf.Tensor:
+        is_png = tf.strings.substr(encoded, 0, len(SIGNATURE)) == SIGNATURE
+        has_size = tf.strings.length(encoded) >= HEADER_BYTES
+        tf.debugging.Assert(is_png & has_size, ["not a JPEG or PNG"])
         header = tf.strings.substr(encoded, 16, 8)
         width_height = tf.io.decode_raw(header, tf.int32, little_endian=False)
         return width_height[::-1]
@@ -169,9 +173,9 @@ def decode_mask(*, image_size: int) -> Operation:
 
         def place() -> tf.Tensor:
             mask = tf.io.decode_png(encoded, channels=1)
-            shape = tf.shape(mask)
-            _assert_aspect(example["frame_size"], shape)
-            size = tf.cast(shape[:2], tf.float32)
+            size = tf.cast(tf.shape(mask)[:2], tf.float32)
+            matches = aspects_match(tf.unstack(example["frame_size"]), tf.unstack(size))
+            tf.debugging.Assert(matches, ["the mask has another aspect ratio"])
             scale = (window[2:] - window[:2]) * size / image_size
             # The centre of output pixel i lies at window + scale * (i + 1/2) from the mask's
             # edge; pixel centres have whole coordinates in the op.
@@ -192,13 +196,6 @@ def decode_mask(*, image_size: int) -> Operation:
         return {**example, "core_mask": tf.ensure_shape(mask, [image_size, image_size])}
 
     return operation
-
-
-def _assert_aspect(frame: tf.Tensor, mask: tf.Tensor) -> None:
-    mask = tf.cast(mask, tf.float32)
-    deviation = tf.abs(mask[1] * frame[0] - mask[0] * frame[1])
-    allowed = tf.maximum(frame[0], frame[1]) + tf.maximum(mask[0], mask[1])
-    tf.debugging.assert_less_equal(deviation, allowed, "the mask has another aspect ratio")
 
 
 def keep(*, keys: Sequence[str]) -> Operation:

@@ -64,7 +64,7 @@ class TfdsImages:
 
     def describe(self, index: int) -> str:
         """Returns the data set, split and file name of an image, for messages."""
-        return f"{self._where} {self.file_names[index].decode()}"
+        return f"{self._where} {os.fsdecode(self.file_names[index])}"
 
     def _load_names(self, directory: Path, split: str) -> np.ndarray:
         path = directory / f"file_names-{split}.npy"

@@ -1,0 +1,64 @@
+"""Which examples a step takes: a function of seed and step alone."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+EVALUATION_SUBSET_SEED = 0
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The examples of one batch.
+
+    Attributes:
+      indices: int64 [B], which images.
+      positions: int64 [B], the place of each in the endless sequence of epochs.
+      weights: float32 [B], 0 for padding.
+    """
+
+    indices: np.ndarray
+    positions: np.ndarray
+    weights: np.ndarray
+
+
+def training_order(count: int, *, seed: int, batch_size: int) -> Callable[[int], Selection]:
+    """Returns step -> examples: every epoch another permutation, batches run across epochs."""
+    permutations: dict[int, np.ndarray] = {}
+
+    def permutation(epoch: int) -> np.ndarray:
+        if epoch not in permutations:
+            for old in [e for e in permutations if e < epoch - 1]:
+                del permutations[old]
+            permutations[epoch] = np.random.default_rng((seed, epoch)).permutation(count)
+        return permutations[epoch]
+
+    def select(step: int) -> Selection:
+        positions = np.arange(step * batch_size, (step + 1) * batch_size)
+        epochs, offsets = np.divmod(positions, count)
+        indices = np.empty(batch_size, np.int64)
+        for epoch in np.unique(epochs):
+            chosen = epochs == epoch
+            indices[chosen] = permutation(int(epoch))[offsets[chosen]]
+        return Selection(indices, positions, np.ones(batch_size, np.float32))
+
+    return select
+
+
+def evaluation_order(indices: np.ndarray, *, batch_size: int) -> Callable[[int], Selection]:
+    """Returns step -> examples: each index once, the last batch padded with weight 0."""
+
+    def select(step: int) -> Selection:
+        positions = np.arange(step * batch_size, (step + 1) * batch_size)
+        weights = (positions < len(indices)).astype(np.float32)
+        return Selection(indices[np.minimum(positions, len(indices) - 1)], positions, weights)
+
+    return select
+
+
+def subset(count: int, size: int) -> np.ndarray:
+    """Returns `size` indices below `count`, the same ones every time; all of them if size is 0."""
+    if not 0 < size < count:
+        return np.arange(count)
+    return np.random.default_rng(EVALUATION_SUBSET_SEED).permutation(count)[:size]
