@@ -1,6 +1,7 @@
 """Writing files whole or not at all."""
 
 import contextlib
+import fcntl
 import json
 import os
 import shutil
@@ -64,6 +65,21 @@ def replacing_directory(path: Path) -> Iterator[Path]:
             temporary.rename(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Holds an exclusive lock on the file `path`; other processes of this machine wait for it.
+
+    Raises:
+      UserError: if the file cannot be made.
+    """
+    with reporting(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("w")
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # closing the file, or the process's end, releases it
+        yield
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -26,7 +26,9 @@ def main() -> int:
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        prepare(arguments.dataset, arguments.data_dir.expanduser(), arguments.manual_dir)
+        # A shell leaves the "~" of --manual_dir=~/archives to us.
+        manual_dir = arguments.manual_dir and arguments.manual_dir.expanduser()
+        prepare(arguments.dataset, arguments.data_dir.expanduser(), manual_dir)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

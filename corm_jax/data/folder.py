@@ -1,13 +1,15 @@
 """A folder of images and masks.
 
     <folder>/images/<class>/<id>.<jpg|jpeg|png>
-    <folder>/masks/<class>/<id>.png     8-bit soft or 1-bit grey, white on the object; may be missing
+    <folder>/masks/<class>/<id>.png     grey, 8-bit soft or 1-bit, white on the object
 
-Pixels are taken as they are stored: an orientation in a JPEG's EXIF data is ignored, so a mask has
-the orientation of the stored pixels. File names in the sense of the join are `<class>/<id>`.
+A mask may be missing. Pixels are taken as they are stored: an orientation in a JPEG's EXIF data is
+ignored, so a mask has the orientation of the stored pixels. File names in the sense of the join
+are `<class>/<id>`.
 """
 
 import hashlib
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +23,8 @@ from corm_jax.data.geometry import check_aspect
 from corm_jax.errors import UserError
 from corm_jax.masks import png
 from corm_jax.masks.records import FULL_FRAME, KINDS, whole_image
+
+logger = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 LAYOUT = "expected images/<class>/<id>.jpg|jpeg|png and masks/<class>/<id>.png"
@@ -135,12 +139,24 @@ def _class_directories(path: Path) -> list[Path]:
 
 def _files(directory: Path, suffixes: tuple[str, ...]) -> list[Path]:
     found: dict[str, Path] = {}
+    ignored = []
     for path in sorted(directory.iterdir()):
-        if path.suffix.lower() not in suffixes or path.name.startswith("."):
+        if path.name.startswith("."):
+            continue
+        if path.suffix.lower() not in suffixes:
+            ignored.append(path.name)
             continue
         if path.stem in found:
             raise UserError(f"{found[path.stem]} and {path} have the same id; rename one of them")
         found[path.stem] = path
+    if ignored:
+        logger.warning(
+            "%d files in %s are ignored, such as %s: only %s are read",
+            len(ignored),
+            directory,
+            ignored[0],
+            ", ".join(suffixes),
+        )
     return list(found.values())
 
 

@@ -8,8 +8,9 @@ import tensorflow_datasets as tfds
 from tqdm import tqdm
 
 from corm_jax.data.spurious_shapes import SpuriousShapes
-from corm_jax.data.tfds_source import TfdsImages, find_prepared, split_names
-from corm_jax.errors import UserError
+from corm_jax.data.tfds_source import TfdsImages, check_features, split_names
+from corm_jax.errors import UserError, lookup, nearest
+from corm_jax.files import locked, reporting
 from corm_jax.masks.writer import MaskWriter
 
 logger = logging.getLogger(__name__)
@@ -31,21 +32,24 @@ def prepare_embedded(name: str, data_dir: Path) -> tuple[Path, Path]:
       UserError: if there is no such config.
     """
     config = name.partition("/")[2]
-    configs = [known.name for known in SpuriousShapes.BUILDER_CONFIGS]
-    if config not in configs:
-        raise UserError(
-            f"{EMBEDDED} has no config {config!r}; valid: "
-            + ", ".join(f"{EMBEDDED}/{known}" for known in configs)
-        )
-    builder = SpuriousShapes(config=config, data_dir=data_dir, file_format="array_record")
-    directory = Path(builder.data_dir)
+    lookup(SpuriousShapes.builder_configs, config, f"config of {EMBEDDED}")
+    directory = Path(_embedded_builder(config, data_dir).data_dir)
     masks = directory / "mask_records"
-    if not (directory / "dataset_info.json").exists():
-        logger.info("drawing %s (once)", builder.info.full_name)
-        builder.download_and_prepare()
     if not masks.exists():
-        _write_masks(builder, masks)
+        with locked(data_dir / f".{EMBEDDED}.lock"):
+            # Another process may have been drawing while this one waited.
+            builder = _embedded_builder(config, data_dir)
+            if not (directory / "dataset_info.json").exists():
+                logger.info("drawing %s (once)", builder.info.full_name)
+                with reporting(directory):
+                    builder.download_and_prepare()
+            if not masks.exists():
+                _write_masks(builder, masks)
     return directory, masks
+
+
+def _embedded_builder(config: str, data_dir: Path) -> SpuriousShapes:
+    return SpuriousShapes(config=config, data_dir=data_dir, file_format="array_record")
 
 
 def _write_masks(builder: tfds.core.DatasetBuilder, path: Path) -> None:
@@ -65,17 +69,20 @@ def prepare(name: str, data_dir: Path, manual_dir: Path | None) -> None:
       manual_dir: where the archives are that TFDS cannot download, if it needs any.
 
     Raises:
-      UserError: if archives are missing, or the prepared data does not check.
+      UserError: if there is no such data set, it cannot be used, archives are missing, or the
+        prepared data does not check.
     """
     if name.partition("/")[0] == EMBEDDED:
-        prepare_embedded(name, data_dir)
+        directory, _ = prepare_embedded(name, data_dir)
     else:
-        builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
+        builder = _tfds_builder(name, data_dir)
+        directory = Path(builder.data_dir)
+        check_features(builder)
         _check_archives(builder, manual_dir)
-        builder.download_and_prepare(
-            download_config=tfds.download.DownloadConfig(manual_dir=manual_dir, verify_ssl=True)
-        )
-    directory = find_prepared(name, data_dir)
+        with reporting(directory):
+            builder.download_and_prepare(
+                download_config=tfds.download.DownloadConfig(manual_dir=manual_dir)
+            )
     for split in split_names(directory):
         images = TfdsImages(directory, split)
         if len(np.unique(images.file_names)) != len(images):
@@ -86,13 +93,27 @@ def prepare(name: str, data_dir: Path, manual_dir: Path | None) -> None:
     print(f"prepared in {directory}")
 
 
+def _tfds_builder(name: str, data_dir: Path) -> tfds.core.DatasetBuilder:
+    data_set, _, config = name.partition("/")
+    known = tfds.list_builders(with_community_datasets=False)
+    if data_set not in known:
+        raise UserError(
+            f"unknown data set {data_set!r}{nearest(data_set, [*known, EMBEDDED])}; "
+            f"valid: those of tensorflow_datasets, and {EMBEDDED}"
+        )
+    if config:
+        lookup(tfds.builder_cls(data_set).builder_configs, config, f"config of {data_set}")
+    return tfds.builder(name, data_dir=data_dir, file_format="array_record")
+
+
 def _check_archives(builder: tfds.core.DatasetBuilder, manual_dir: Path | None) -> None:
-    if not builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
+    instructions = " ".join((builder.MANUAL_DOWNLOAD_INSTRUCTIONS or "").split())
+    if not instructions:
         return
     if manual_dir is None:
-        raise UserError(
-            f"{builder.name} needs --manual_dir: {builder.MANUAL_DOWNLOAD_INSTRUCTIONS}"
-        )
+        raise UserError(f"{builder.name} needs --manual_dir=DIR: {instructions}")
+    if not manual_dir.is_dir():
+        raise UserError(f"--manual_dir={manual_dir} is not a directory: {instructions}")
     if builder.name == "imagenet2012":
         for archive in ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"):
             if not (manual_dir / archive).is_file():

@@ -7,7 +7,6 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import tensorflow as tf
 
 tf.config.set_visible_devices([], "GPU")
-if tf.config.list_logical_devices("TPU"):
-    tf.config.set_visible_devices([], "TPU")
+tf.config.set_visible_devices([], "TPU")
 
 __all__ = ["tf"]

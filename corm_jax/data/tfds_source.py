@@ -35,9 +35,7 @@ class TfdsImages:
         if split not in builder.info.splits:
             valid = ", ".join(sorted(builder.info.splits))
             raise UserError(f"{builder.info.full_name} has no split {split!r}; valid: {valid}")
-        missing = {"image", "label", "file_name"} - set(builder.info.features)
-        if missing:
-            raise UserError(f"{self._where}: examples lack {', '.join(sorted(missing))}")
+        check_features(builder)
         if builder.info.file_format is not tfds.core.FileFormat.ARRAY_RECORD:
             raise UserError(
                 f"{directory} is stored as {builder.info.file_format.value}, which cannot be read "
@@ -88,6 +86,16 @@ class TfdsImages:
 def default_data_dir() -> Path:
     """Returns where TFDS keeps prepared data: $TFDS_DATA_DIR or ~/tensorflow_datasets."""
     return Path(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets"))
+
+
+def check_features(builder: tfds.core.DatasetBuilder) -> None:
+    """Raises UserError if a data set's examples lack image, label or file_name."""
+    missing = {"image", "label", "file_name"} - set(builder.info.features)
+    if missing:
+        raise UserError(
+            f"{builder.info.full_name} cannot be used: its examples lack "
+            f"{', '.join(sorted(missing))}"
+        )
 
 
 def split_names(directory: Path) -> list[str]:
