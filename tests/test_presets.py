@@ -1,0 +1,76 @@
+"""Objectives as config data: what the presets are, and which data is refused."""
+
+import pytest
+
+from corm_jax.errors import UserError
+from corm_jax.losses.presets import PRESETS, check_objective, preset
+from corm_jax.losses.terms import build
+
+NOISY = {"term": "noisy_cross_entropy", "weight": 1.0, "sigma": 0.25, "probability": 0.5}
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_every_preset_builds_and_passes_its_own_check(name):
+    terms = preset(name)
+    built = build(terms)
+    assert {label: weight for label, (weight, _) in built.items()} == {
+        label: term["weight"] for label, term in terms.items()
+    }
+    check_objective(name, terms)
+
+
+def test_published_presets_have_the_published_numbers():
+    assert preset("erm") == {"clean": {"term": "cross_entropy", "weight": 1.0}}
+    hard_imagenet = preset("corm_hi")
+    assert {term["term"] for term in hard_imagenet.values()} == {
+        "noisy_cross_entropy",
+        "input_gradient",
+    }
+    for term in hard_imagenet.values():
+        assert (term["sigma"], term["probability"]) == (0.25, 0.5)
+    two_term = preset("corm_two_term")
+    assert [term["term"] for term in two_term.values()] == ["cross_entropy", "noisy_cross_entropy"]
+    assert (two_term["noisy"]["probability"], two_term["noisy"]["weight"]) == (1.0, 1.0)
+
+
+def test_a_changed_preset_does_not_change_the_next():
+    preset("corm")["clean"]["weight"] = 7.0
+    assert preset("corm")["clean"]["weight"] == 1.0
+
+
+def test_unknown_objective_names_the_nearest():
+    with pytest.raises(UserError, match="did you mean 'corm_two_term'"):
+        preset("corm_twoterm")
+
+
+def test_weights_and_parameters_may_change_but_not_the_objective():
+    terms = preset("corm_hi")
+    terms["noisy"] |= {"weight": 0.5, "sigma": 0.1}
+    check_objective("corm_hi", terms)
+    with pytest.raises(UserError, match=r"config\.objective is 'erm' .*:demo,erm"):
+        check_objective("erm", terms)
+
+
+@pytest.mark.parametrize(
+    ("terms", "message"),
+    [
+        ({}, r"config\.terms is empty"),
+        (
+            {"a": {"term": "cross_entropi", "weight": 1.0}},
+            r"config\.terms\.a\.term.*did you mean 'cross_entropy'",
+        ),
+        (
+            {"a": {**NOISY, "without_mask": "clean", "sigmma": 1.0}},
+            r"config\.terms\.a\.sigmma: .*no such parameter \(did you mean 'sigma'\?\)",
+        ),
+        ({"a": NOISY}, r"config\.terms\.a\.without_mask is missing"),
+        ({"a": {"term": "cross_entropy"}}, r"config\.terms\.a\.weight is missing"),
+        (
+            {"a": {**NOISY, "without_mask": "zeros"}},
+            r"config\.terms\.a\.without_mask.*did you mean 'zero'",
+        ),
+    ],
+)
+def test_terms_that_cannot_be_built_are_refused_by_key(terms, message):
+    with pytest.raises(UserError, match=message):
+        build(terms)
