@@ -1,6 +1,7 @@
 """Preparing data sets: the embedded one with its mask records, and TFDS's own."""
 
 import logging
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -79,10 +80,15 @@ def prepare(name: str, data_dir: Path, manual_dir: Path | None) -> None:
         directory = Path(builder.data_dir)
         check_features(builder)
         _check_archives(builder, manual_dir)
-        with reporting(directory):
-            builder.download_and_prepare(
-                download_config=tfds.download.DownloadConfig(manual_dir=manual_dir)
-            )
+        try:
+            with reporting(directory):
+                builder.download_and_prepare(
+                    download_config=tfds.download.DownloadConfig(manual_dir=manual_dir)
+                )
+        except tarfile.TarError as error:
+            raise UserError(
+                f"an archive in {manual_dir} is damaged ({error}); download it again"
+            ) from error
     for split in split_names(directory):
         images = TfdsImages(directory, split)
         if len(np.unique(images.file_names)) != len(images):

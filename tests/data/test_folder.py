@@ -183,6 +183,15 @@ def test_a_mask_that_is_not_grey_is_named_with_the_way_out(
         open_folder(folder, 0.2)
 
 
+@pytest.mark.parametrize("value", [1, 3])
+def test_masks_of_label_numbers_are_refused(make_folder: MakeFolder, value: int) -> None:
+    folder = make_folder()
+    for path in (folder / "masks").rglob("*.png"):
+        Image.new("L", (32, 40), value).save(path)
+    with pytest.raises(UserError, match=f"is {value} of 255; write 255 on the object"):
+        open_folder(folder, 0.2)
+
+
 @pytest.mark.parametrize("content", [b"", b"\xff\xd8\xff\xe0 this is a JPEG, rather"])
 def test_a_mask_that_is_no_png_is_named(make_folder: MakeFolder, content: bytes) -> None:
     folder = make_folder()
