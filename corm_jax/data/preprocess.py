@@ -38,9 +38,11 @@ def read_size(example: Example) -> Example:
         is_png = tf.strings.substr(encoded, 0, len(SIGNATURE)) == SIGNATURE
         has_size = tf.strings.length(encoded) >= HEADER_BYTES
         tf.debugging.Assert(is_png & has_size, ["not a JPEG or PNG"])
-        header = tf.strings.substr(encoded, 16, 8)
-        width_height = tf.io.decode_raw(header, tf.int32, little_endian=False)
-        return width_height[::-1]
+        # Padded if too short: an op that failed here would put the file's bytes into its message,
+        # which Python then cannot decode.
+        header = tf.strings.substr(encoded, 0, 24)
+        words = tf.io.decode_raw(header, tf.int32, little_endian=False, fixed_length=24)
+        return words[5:3:-1]
 
     size = tf.cond(
         tf.io.is_jpeg(encoded), lambda: tf.image.extract_jpeg_shape(encoded)[:2], png_size

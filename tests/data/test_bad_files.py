@@ -58,13 +58,14 @@ def damage(path: Path, how: str) -> None:
         "empty": b"",
         "text": b"this is no image, but it is longer than a header",
         "header only": b"\x89PNG\r\n\x1a\n",
+        "garbage PNG": b"\x89PNG\r\n\x1a\n" + b"\xfe" * 500,
         "truncated PNG": as_png(np.random.default_rng(0).integers(0, 256, (40, 32, 3), np.uint8)),
     }
     damaged["truncated PNG"] = damaged["truncated PNG"][:1000]
     path.write_bytes(damaged[how])
 
 
-WAYS = ["truncated", "empty", "text", "header only", "truncated PNG", "GIF"]
+WAYS = ["truncated", "empty", "text", "header only", "garbage PNG", "truncated PNG", "GIF"]
 
 
 @pytest.mark.parametrize("how", WAYS)
