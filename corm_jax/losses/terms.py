@@ -180,7 +180,7 @@ def build(terms: dict[str, dict[str, Any]]) -> dict[str, tuple[float, Term]]:
         parameters = {k: v for k, v in description.items() if k not in ("term", "weight")}
         signature = inspect.signature(function).parameters.values()
         valid = {p.name for p in signature if p.kind is inspect.Parameter.KEYWORD_ONLY}
-        for key in set(parameters) - valid:
+        for key in sorted(set(parameters) - valid):
             raise UserError(f"{where}.{key}: {name} has no such parameter{nearest(key, valid)}")
         for key in sorted((valid | {"weight"}) - set(description)):
             raise UserError(f"{where}.{key} is missing: {name} needs it")
