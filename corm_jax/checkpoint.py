@@ -1,6 +1,8 @@
 """Checkpoints: the latest two and the best, saved in the background, verified when restored."""
 
 import logging
+import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,16 +23,29 @@ T = TypeVar("T")
 STORAGE_ERRORS = (OSError, ValueError, KeyError, TypeError, RuntimeError)
 
 
+def _is_damage(error: Exception) -> bool:
+    """Returns whether an error while restoring is the checkpoint's fault."""
+    if isinstance(error, jax.errors.JaxRuntimeError):
+        return False  # the device's trouble: out of memory
+    # Orbax raises a bare Exception for an array that is cut short.
+    return isinstance(error, STORAGE_ERRORS) or type(error) is Exception
+
+
 @jax.jit
 def fingerprint(tree: Any) -> jax.Array:
     """Returns a uint32 checksum of all bits of a tree of 32-bit arrays, wherever they live."""
+
+    def mix(x: jax.Array) -> jax.Array:  # murmur3's last step: each bit changes half of them
+        x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+        x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+        return x ^ (x >> 16)
+
     total = jnp.zeros((), jnp.uint32)
-    for number, leaf in enumerate(jax.tree.leaves(tree)):
+    for leaf in jax.tree.leaves(tree):
         bits = jax.lax.bitcast_convert_type(leaf, jnp.uint32).ravel()
-        # Weights that depend on the place: swapped values change the sum. Odd ones: a product
-        # with an even number loses the highest bit, a float's sign.
-        weights = jnp.arange(bits.size, dtype=jnp.uint32) * jnp.uint32(2654435761) | jnp.uint32(1)
-        total = total * jnp.uint32(31) + jnp.uint32(number) + (bits * weights).sum(dtype=jnp.uint32)
+        places = mix(jnp.arange(1, bits.size + 1, dtype=jnp.uint32))
+        # A sum is the same in whatever order the devices add.
+        total = mix(total + mix(bits ^ places).sum(dtype=jnp.uint32) + jnp.uint32(bits.size))
     return total
 
 
@@ -60,7 +75,9 @@ class Checkpoints:
             ]
         )
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=policy, cleanup_tmp_directories=True
+            best_fn=value,  # without it metrics are not written, and the next start forgets them
+            preservation_policy=policy,
+            cleanup_tmp_directories=True,
         )
         return ocp.CheckpointManager(self._directory, options=options)
 
@@ -129,10 +146,10 @@ class Checkpoints:
                 )
                 if int(fingerprint(restored.state)) != restored.run["fingerprint"]:
                     raise ValueError("its checksum does not match")
-            except jax.errors.JaxRuntimeError:
-                raise  # the device's trouble (out of memory), not the checkpoint's
-            except STORAGE_ERRORS as error:
-                damaged[step] = str(error).strip().partition("\n")[0][:200]
+            except Exception as error:
+                if not _is_damage(error):
+                    raise
+                damaged[step] = " ".join(str(error.__cause__ or error).split())[:200]
                 continue
             if damaged:
                 self._put_aside(damaged)
@@ -161,7 +178,8 @@ class Checkpoints:
     def _not_saved(self, error: Exception) -> UserError:
         for unfinished in self._directory.glob("*.orbax-checkpoint-tmp*"):
             shutil.rmtree(unfinished, ignore_errors=True)
-        reason = " ".join(str(error).split())[:200]
+        code = re.search(r"os_error_code='(\d+)'", str(error))  # in tensorstore's messages
+        reason = os.strerror(int(code[1])) if code else " ".join(str(error).split())[:200]
         kept = max(self._complete_steps(), default=None)
         good = "none is complete yet" if kept is None else f"the one of step {kept} is complete"
         return UserError(

@@ -1,21 +1,15 @@
 """Trains and evaluates: `python -m corm_jax.main --config=configs/vit_corm.py`."""
 
-import logging
 import os
 import sys
-import warnings
 from pathlib import Path
 
-# Tensorflow reads these when it is imported: no messages about its own arithmetic.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-
 from absl import app, flags
-from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from corm_jax.command_line import HELP, check_overrides
 from corm_jax.errors import UserError, nearest
+from corm_jax.terminal import set_up_terminal
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "FILE or FILE:VARIANT.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Where the run is kept.")
@@ -47,11 +41,7 @@ def default_workdir() -> Path:
 
 def main(_: list[str]) -> None:
     """Runs the training that the flags describe."""
-    # A message replaces the progress line, which is drawn again after it.
-    erase = "\r\x1b[K" if sys.stderr.isatty() else ""
-    logging.basicConfig(level=logging.WARNING, format=f"{erase}%(message)s", force=True)
-    logging.getLogger("corm_jax").setLevel(logging.INFO)
-    absl_logging.set_verbosity(absl_logging.ERROR)
+    set_up_terminal()  # here, because absl installs a handler of its own before
     # Imported after the flags are checked: a mistyped flag need not wait for tensorflow.
     from corm_jax.report import format_table, summary_row
     from corm_jax.train import train
@@ -64,15 +54,17 @@ def main(_: list[str]) -> None:
 
 def run() -> None:
     """Runs `main`; an error that the user can put right is one line and exit code 1."""
-    warnings.simplefilter("ignore", category=DeprecationWarning)
     try:
         app.run(main, flags_parser=parse_flags)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from the last checkpoint", file=sys.stderr)
-        sys.exit(130)
+        sys.stderr.flush()
+        # At once: an orderly exit can wait minutes for the threads of a save that was cut off.
+        os._exit(130)
+    # Here the error is gone, and with it the data loader that its traceback kept alive.
+    sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -111,8 +111,12 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     if start:
         logger.info("going on from the checkpoint of step %d", start)
     history = History(workdir, start=start)
-    if start < config.train.steps:
-        state, run = _loop(setup, abstract, state, start, run, checkpoints, history)
+    try:
+        if start < config.train.steps:
+            state, run = _loop(setup, abstract, state, start, run, checkpoints, history)
+    except UserError:
+        checkpoints.wait()  # for a save in the background, which the exit would cut off
+        raise
     checkpoints.close()
     history.close()
     metrics = _final_metrics(setup, state)
@@ -173,7 +177,7 @@ def _loop(
         save_now = step % config.checkpoint.every == 0 or step == steps
         if not (log_now or evaluate_now or save_now):
             continue
-        scalars = _fetch_finite(pending, checkpoints)
+        scalars = _fetch_finite(pending)
         seconds = time.perf_counter() - since
         spent += seconds
         run = {
@@ -205,9 +209,7 @@ def _loop(
     return state, run
 
 
-def _fetch_finite(
-    pending: list[tuple[int, dict[str, jax.Array]]], checkpoints: Checkpoints
-) -> dict[str, float]:
+def _fetch_finite(pending: list[tuple[int, dict[str, jax.Array]]]) -> dict[str, float]:
     """Fetches and clears the pending metrics; returns the last step's.
 
     Raises:
@@ -218,7 +220,6 @@ def _fetch_finite(
         scalars = {name: float(value) for name, value in metrics.items()}
         for name in ("loss", "gradient_norm", "parameter_norm"):
             if not math.isfinite(scalars[name]):
-                checkpoints.wait()
                 raise UserError(
                     f"{name} is {scalars[name]} at step {step}; training stopped, the checkpoints "
                     "from before it are kept. Lower config.optimizer.learning_rate or a term's "

@@ -1,0 +1,37 @@
+"""What a run prints: its own messages, not those of the libraries below it."""
+
+import logging
+import os
+import sys
+import warnings
+
+from absl import logging as absl_logging
+
+
+def set_up_terminal() -> None:
+    """Sends the package's messages to stderr and silences its libraries.
+
+    Call before tensorflow is imported. What goes wrong in a library reaches the user as an
+    exception; Orbax logs it, with its traceback, for every thread that it passes as well.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # announces itself otherwise
+    warnings.simplefilter("ignore", category=DeprecationWarning)
+    # On a terminal a message replaces the progress line, which is drawn again after it.
+    erase = "\r\x1b[K" if sys.stderr.isatty() else ""
+    logging.basicConfig(level=logging.ERROR, format=f"{erase}%(message)s", force=True)
+    logging.getLogger("corm_jax").setLevel(logging.INFO)
+    absl_logging.set_verbosity(absl_logging.FATAL)
+    sys.unraisablehook = _hide_abandoned_coroutines
+
+
+def _hide_abandoned_coroutines(unraisable: "sys.UnraisableHookArgs") -> None:
+    """Hides what is left of a save or restore that failed.
+
+    Orbax abandons the other reads and writes of it: they end in a closed event loop, or are
+    thrown away half-way. The failure itself is raised as usual.
+    """
+    code = getattr(unraisable.object, "cr_code", None)
+    of_orbax = code is not None and "orbax" in code.co_filename
+    if not of_orbax and str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
