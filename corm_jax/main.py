@@ -1,5 +1,6 @@
 """Trains and evaluates: `python -m corm_jax.main --config=configs/vit_corm.py`."""
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -63,7 +64,8 @@ def run() -> None:
         sys.stderr.flush()
         # At once: an orderly exit can wait minutes for the threads of a save that was cut off.
         os._exit(130)
-    # Here the error is gone, and with it the data loader that its traceback kept alive.
+    # Ends the data loader, which the error's traceback kept alive, before the interpreter goes.
+    gc.collect()
     sys.exit(1)
 
 

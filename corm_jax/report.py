@@ -135,6 +135,8 @@ def draw_examples(
       config: the run's.
     """
     masked = np.flatnonzero(batch["has_mask"])
+    if not masked.size:
+        masked = np.flatnonzero(batch["weight"])
     # One image of each class first, then whatever comes.
     _, firsts = np.unique(batch["label"][masked], return_index=True)
     order = np.concatenate([np.sort(firsts), np.setdiff1d(np.arange(len(masked)), firsts)])

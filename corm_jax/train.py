@@ -1,5 +1,6 @@
 """The training loop: wiring, logging, evaluation, checkpoints."""
 
+import contextlib
 import dataclasses
 import logging
 import math
@@ -110,15 +111,14 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     start = run["position"] // config.train.batch_size
     if start:
         logger.info("going on from the checkpoint of step %d", start)
-    history = History(workdir, start=start)
-    try:
-        if start < config.train.steps:
-            state, run = _loop(setup, abstract, state, start, run, checkpoints, history)
-    except UserError:
-        checkpoints.wait()  # for a save in the background, which the exit would cut off
-        raise
-    checkpoints.close()
-    history.close()
+    with contextlib.closing(History(workdir, start=start)) as history:
+        try:
+            if start < config.train.steps:
+                state, run = _loop(setup, abstract, state, start, run, checkpoints, history)
+        except UserError:
+            checkpoints.wait()  # for a save in the background, which the exit would cut off
+            raise
+        checkpoints.close()
     metrics = _final_metrics(setup, state)
     results = report.results(
         config,

@@ -1,0 +1,141 @@
+import json
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from corm_jax import report
+from corm_jax.config import base_config
+
+METRICS = {
+    "clean": 0.9125,
+    "clean_plain": 0.91,
+    "core": 0.75,
+    "spurious": 0.5,
+    "rcs": 1 / 3,
+    "images": 1200.0,
+    "images_with_core": 1200.0,
+}
+
+
+def finish(workdir: Path, objective: str, **more: float) -> dict:
+    content = report.results(
+        base_config(objective),
+        metrics={**METRICS, **more},
+        seconds=83.456,
+        skipped=[],
+        counts={"images": 8400},
+    )
+    workdir.mkdir(parents=True)
+    (workdir / "results.json").write_text(json.dumps(content))
+    return content
+
+
+def test_results_define_every_metric_and_name_versions(tmp_path: Path) -> None:
+    content = finish(tmp_path / "a", "corm")
+    assert content["definitions"].keys() == METRICS.keys()
+    assert content["train_seconds"] == 83.46
+    # 15 dilations at 224 pixels reach as far as 3 at 48.
+    assert content["protocol"]["dilations"] == 3
+    for package in ("jax", "flax", "optax", "orbax-checkpoint", "corm_jax", "python"):
+        assert content["versions"][package]
+
+
+def test_report_compares_runs_and_writes_the_summary(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finish(tmp_path / "a", "erm", counterfactual=0.25)
+    finish(tmp_path / "b", "corm", counterfactual=0.5)
+    summary = tmp_path / "summary.json"
+    arguments = [str(tmp_path / "a"), str(tmp_path / "b"), f"--summary={summary}"]
+    assert report.main(arguments) == 0
+    lines = capsys.readouterr().out.splitlines()
+    keys = ["objective", "clean", "core", "spurious", "rcs", "counterfactual", "seconds"]
+    assert lines[0].split() == keys
+    assert lines[1].split() == ["erm", "91.2%", "75.0%", "50.0%", "0.333", "25.0%", "83"]
+    assert lines[2].split() == ["corm", "91.2%", "75.0%", "50.0%", "0.333", "50.0%", "83"]
+    assert f"{tmp_path}/a/examples.png" in "\n".join(lines)
+    rows = json.loads(summary.read_text())
+    assert [list(row) for row in rows] == [keys, keys]
+    assert rows[0] == {
+        "objective": "erm",
+        "clean": 0.9125,
+        "core": 0.75,
+        "spurious": 0.5,
+        "rcs": 1 / 3,
+        "counterfactual": 0.25,
+        "seconds": 83.46,
+    }
+
+
+def test_runs_without_counterfactual_images_have_no_such_column(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finish(tmp_path / "a", "erm")
+    assert report.main([str(tmp_path / "a")]) == 0
+    assert "counterfactual" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("content", [None, "{", "{}", "[]", '{"metrics": 3}'])
+def test_what_is_no_finished_run_is_one_line(
+    content: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if content is not None:
+        (tmp_path / "results.json").write_text(content)
+    summary = tmp_path / "summary.json"
+    assert report.main([str(tmp_path), f"--summary={summary}"]) == 1
+    output = capsys.readouterr()
+    assert not output.out
+    assert output.err.startswith(f"error: {tmp_path}/results.json ")
+    assert len(output.err.splitlines()) == 1
+    assert not summary.exists()
+
+
+def test_curves_are_drawn_even_of_one_record(tmp_path: Path) -> None:
+    config = base_config("corm")
+    records = [
+        {"step": 50, "train/loss": 2.0, "train/gradient_norm": 1.0},
+        {"step": 300, "validation/clean": 0.5, "validation/core": 0.4, "validation/spurious": 0.3},
+    ]
+    for number in (0, 1, 2):
+        path = tmp_path / f"{number}.png"
+        report.draw_curves(path, records[:number], METRICS, config)
+        with Image.open(path) as picture:
+            assert picture.size == (1430, 440)
+
+
+def batch(count: int, masked: list[int]) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    has_mask = np.zeros(count, np.float32)
+    has_mask[masked] = 1
+    mask = np.zeros((count, 16, 16), np.uint8)
+    mask[:, 4:10, 4:10] = 255
+    return {
+        "image": rng.integers(0, 256, (count, 16, 16, 3)).astype(np.uint8),
+        "core_mask": mask,
+        "mask_window": np.tile(np.array([0, 0, 1, 1], np.float32), (count, 1)),
+        "has_mask": has_mask,
+        "label": (np.arange(count) % 2).astype(np.int32),
+        "id": np.arange(count, dtype=np.uint32),
+        "weight": np.ones(count, np.float32),
+    }
+
+
+@pytest.mark.parametrize(("masked", "columns"), [([1, 2, 5], 3), ([3], 1), (list(range(12)), 8)])
+def test_examples_show_images_that_have_masks(
+    masked: list[int], columns: int, tmp_path: Path
+) -> None:
+    path = tmp_path / "examples.png"
+    report.draw_examples(path, batch(12, masked), ("cat", "dog"), base_config("erm"))
+    with Image.open(path) as picture:
+        assert picture.size == (round(110 * (1.5 * columns + 1.2)), round(110 * (1.5 * 5 + 0.4)))
+    assert jnp.isfinite(jnp.asarray(np.asarray(Image.open(path)), jnp.float32)).all()
+
+
+def test_examples_without_any_mask_in_the_batch_are_still_a_picture(tmp_path: Path) -> None:
+    path = tmp_path / "examples.png"
+    report.draw_examples(path, batch(4, []), ("cat", "dog"), base_config("erm"))
+    with Image.open(path) as picture:
+        assert picture.width > 0
