@@ -51,7 +51,7 @@ def base_config(objective: str) -> ConfigDict:
     data.max_unmatched_records = 0.01  # largest share of mask records that find no image
 
     config.train = train = ConfigDict()
-    train.steps = 1200
+    train.steps = 700
     train.batch_size = 64  # over all devices
     train.label_smoothing = 0.0
     train.ema_decay = 0.0  # of averaged parameters, which are then evaluated; 0 for none

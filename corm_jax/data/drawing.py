@@ -14,10 +14,10 @@ TEXTURES = {
     "waves": (90, 0.2),
     "lattice": (45, 0.2),
 }
-BANDWIDTH = 0.03  # standard deviation of a band in cycles per pixel
+BANDWIDTH = 0.07  # standard deviation of a band in cycles per pixel
 
 SUPERSAMPLING = 4  # shapes are drawn this much larger, then averaged: soft edges
-TEXTURE_CONTRAST = 0.07  # standard deviation of a texture around the background's colour
+TEXTURE_CONTRAST = 0.1  # standard deviation of a texture around the background's colour
 PIXEL_NOISE = 0.01  # standard deviation of camera noise
 
 
