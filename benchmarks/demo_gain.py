@@ -8,19 +8,15 @@ and finished ones are not repeated. A gain is the mean over seeds of corm minus 
 """
 
 import argparse
-import logging
 import math
-import os
 import sys
 from pathlib import Path
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 from corm_jax.errors import UserError
 from corm_jax.files import write_json
 from corm_jax.recipes import vit
 from corm_jax.report import SUMMARY_KEYS, summary_row
-from corm_jax.train import train
+from corm_jax.terminal import set_up_terminal
 
 # JSON name -> the metric whose gain it is.
 GAINS = {"core_gain": "core", "clean_change": "clean", "counterfactual_gain": "counterfactual"}
@@ -28,11 +24,12 @@ GAINS = {"core_gain": "core", "clean_change": "clean", "counterfactual_gain": "c
 
 def run(objective: str, seed: int, steps: int, workdir: Path) -> dict[str, float]:
     """Returns the summary of one demo run."""
+    from corm_jax.train import train  # imports tensorflow, after `set_up_terminal`
+
     config = vit("demo", objective=objective)
     config.seed = seed
     if steps:
         config.train.steps = steps
-        config.optimizer.warmup_steps = min(config.optimizer.warmup_steps, steps // 2)
     return summary_row(train(config, workdir / f"{objective}-seed{seed}"))
 
 
@@ -66,7 +63,7 @@ def main() -> int:
     parser.add_argument("--workdir", type=Path, default=Path("runs/demo_gain"))
     parser.add_argument("--json", type=Path, help="also write [{name, value, unit}] to this file")
     arguments = parser.parse_args()
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    set_up_terminal()
 
     rows: dict[str, list[dict[str, float]]] = {}
     try:
