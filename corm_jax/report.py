@@ -46,7 +46,7 @@ def results(
       config: the run's config.
       metrics: of the final evaluation.
       seconds: time spent on training steps and their compilation.
-      skipped: training images that could not be decoded.
+      skipped: images that could not be decoded.
       counts: of the join of images and masks.
     """
     return {

@@ -119,12 +119,12 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
             checkpoints.wait()  # for a save in the background, which the exit would cut off
             raise
         checkpoints.close()
-    metrics = _final_metrics(setup, state)
+    metrics, skipped = _final_metrics(setup, state)
     results = report.results(
         config,
         metrics=metrics,
         seconds=run["seconds"],
-        skipped=list(run["skipped"].values()),
+        skipped=[*run["skipped"].values(), *skipped],
         counts=setup.dataset.counts,
     )
     _draw(setup, history, metrics)
@@ -196,7 +196,9 @@ def _loop(
         measured = None
         if evaluate_now:
             progress.finish()
-            measured = _evaluate(setup, state, setup.complement, "validation", config.eval.subset)
+            measured, _ = _evaluate(
+                setup, state, setup.complement, "validation", config.eval.subset
+            )
             history.write(step, {f"validation/{name}": v for name, v in measured.items()})
             progress.note(
                 f"step {step}: on {measured['images']:.0f} validation images: "
@@ -231,7 +233,8 @@ def _fetch_finite(pending: list[tuple[int, dict[str, jax.Array]]]) -> dict[str, 
 
 def _evaluate(
     setup: Setup, state: TrainState, protocol: EvalStep, split: str, size: int = 0
-) -> dict[str, float]:
+) -> tuple[dict[str, float], list[str]]:
+    """Returns (metrics, where the images are that could not be decoded)."""
     loader, count = evaluation_loader(
         setup.config, getattr(setup.dataset, split), setup.shard, size
     )
@@ -243,17 +246,23 @@ def _evaluate(
         leave=False,
         disable=None,  # no bar in a log file
     )
-    return evaluate(protocol, state.eval_variables(), batches, setup.mesh)
+    metrics = evaluate(protocol, state.eval_variables(), batches, setup.mesh)
+    return metrics, list(loader.skipped.values())
 
 
-def _final_metrics(setup: Setup, state: TrainState) -> dict[str, float]:
-    """Evaluates on the whole validation split and, where there is one, the counterfactual one."""
+def _final_metrics(setup: Setup, state: TrainState) -> tuple[dict[str, float], list[str]]:
+    """Evaluates on all of the validation split and, where there is one, the counterfactual one.
+
+    Returns:
+      (metrics, where the images are that could not be decoded).
+    """
     logger.info("evaluating on %d validation images", len(setup.dataset.validation.images))
-    metrics = _evaluate(setup, state, setup.complement, "validation")
+    metrics, skipped = _evaluate(setup, state, setup.complement, "validation")
     if setup.dataset.counterfactual is not None:
-        found = _evaluate(setup, state, setup.clean, "counterfactual")
+        found, more = _evaluate(setup, state, setup.clean, "counterfactual")
         metrics["counterfactual"] = found["clean"]
-    return metrics
+        skipped += more
+    return metrics, skipped
 
 
 def _draw(setup: Setup, history: History, metrics: dict[str, float]) -> None:
