@@ -65,7 +65,8 @@ def _folder(config: ConfigDict) -> None:
     config.data.counterfactual_split = ""
     config.data.center_crop_share = 0.9
     config.data.crop_area_min = 0.3
-    config.train.steps = 1000
+    config.data.image_size = 64
+    config.train.steps = 600
 
 
 def _imagenet(config: ConfigDict) -> None:

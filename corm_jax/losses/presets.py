@@ -44,20 +44,15 @@ def corm_two_term() -> Terms:
 
 
 def corm() -> Terms:
-    """This project's recommendation: clean and noisy cross entropy and the gradient penalty.
+    """This project's recommendation: `corm_two_term` with noise of twice the strength.
 
-    The penalty is taken on the clean images, where evaluation finds the background untouched.
+    The evaluation's noise (sigma 0.25) leaves some of a background readable, and a model that
+    reads it there leans on it on clean images too. The gradient penalty is left out: on
+    spurious_shapes it gained nothing for its double backprop (see README.md).
     """
-    return {
-        **corm_two_term(),
-        "gradient": {
-            "term": "input_gradient",
-            "weight": 1000.0,
-            "of": "log_probabilities",
-            "sigma": 0.0,
-            "probability": 0.0,
-        },
-    }
+    terms = corm_two_term()
+    terms["noisy"]["sigma"] = 0.5
+    return terms
 
 
 PRESETS: dict[str, Callable[[], Terms]] = {
