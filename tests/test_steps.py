@@ -26,6 +26,12 @@ def make_config(objective, seed=0, smoothing=0.1, ema=0.0, **optimizer):
     return config
 
 
+def make_config_of_all_terms():
+    config = make_config("corm_two_term")
+    config.terms.gradient = base_config("corm_hi").terms.gradient
+    return config
+
+
 def make_vit(width=8, dtype=jnp.float32):
     return VisionTransformer(
         num_classes=CLASSES,
@@ -105,7 +111,7 @@ def one_device():
 @pytest.fixture(scope="module")
 def vit():
     """A ViT on one device."""
-    return Run(make_config("corm"), make_vit(width=128), one_device())
+    return Run(make_config_of_all_terms(), make_vit(width=128), one_device())
 
 
 @pytest.fixture(scope="module")
@@ -283,7 +289,7 @@ def test_clipping_limits_the_update_and_logs_the_whole_norm(clipped):
 
 
 def test_bfloat16_keeps_losses_and_parameters_in_float32():
-    config, model, mesh = make_config("corm"), make_vit(dtype=jnp.bfloat16), one_device()
+    config, model, mesh = make_config_of_all_terms(), make_vit(dtype=jnp.bfloat16), one_device()
     with jax.numpy_dtype_promotion("standard"):  # Flax's own norms mix dtypes
         abstract = abstract_state(config, model, mesh)
         for function in make_train_step(config, model, mesh, abstract):
