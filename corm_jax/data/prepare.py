@@ -1,6 +1,9 @@
 """Preparing data sets: the embedded one with its mask records, and TFDS's own."""
 
+import contextlib
+import io
 import logging
+import sys
 import tarfile
 from pathlib import Path
 
@@ -42,8 +45,7 @@ def prepare_embedded(name: str, data_dir: Path) -> tuple[Path, Path]:
             builder = _embedded_builder(config, data_dir)
             if not (directory / "dataset_info.json").exists():
                 logger.info("drawing %s (once)", builder.info.full_name)
-                with reporting(directory):
-                    builder.download_and_prepare()
+                _draw(builder)
             if not masks.exists():
                 _write_masks(builder, masks)
     return directory, masks
@@ -51,6 +53,14 @@ def prepare_embedded(name: str, data_dir: Path) -> tuple[Path, Path]:
 
 def _embedded_builder(config: str, data_dir: Path) -> SpuriousShapes:
     return SpuriousShapes(config=config, data_dir=data_dir, file_format="array_record")
+
+
+def _draw(builder: SpuriousShapes) -> None:
+    if not sys.stderr.isatty():
+        tfds.disable_progress_bar()  # hundreds of lines in a log file
+    # TFDS says "Downloading" of what is drawn here.
+    with reporting(Path(builder.data_dir)), contextlib.redirect_stdout(io.StringIO()):
+        builder.download_and_prepare()
 
 
 def _write_masks(builder: tfds.core.DatasetBuilder, path: Path) -> None:
