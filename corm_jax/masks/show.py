@@ -1,0 +1,14 @@
+"""Draw a contact sheet of images with their masks."""
+
+import argparse
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds this command's arguments."""
+    parser.add_argument("records", type=Path, metavar="DIR", help="directory of mask records")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Runs the command."""
+    raise NotImplementedError

@@ -1,0 +1,1 @@
+"""Where masks come from: one module for each format that `masks import` reads."""
