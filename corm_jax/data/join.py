@@ -36,11 +36,18 @@ def join(images: np.ndarray, records: np.ndarray) -> Join:
     if not len(records):
         return Join(np.full(len(images), -1), len(images), 0)
     order = np.argsort(records)
-    found = np.searchsorted(records, images, sorter=order)
-    candidates = order[np.minimum(found, len(records) - 1)]
-    rows = np.where(records[candidates] == images, candidates, -1)
-    matched = np.unique(rows[rows >= 0])
-    return Join(rows, int((rows < 0).sum()), len(records) - len(matched))
+    ordered = records[order]  # a sorted copy is searched in half the time of a `sorter`
+    found = np.minimum(np.searchsorted(ordered, images), len(records) - 1)
+    rows = np.where(ordered[found] == images, order[found], -1)
+    unmatched = int((~_matched(rows, len(records))).sum())
+    return Join(rows, int((rows < 0).sum()), unmatched)
+
+
+def _matched(rows: np.ndarray, records: int) -> np.ndarray:
+    """Returns bool [records]: which records have an image."""
+    matched = np.zeros(records, bool)
+    matched[rows[rows >= 0]] = True
+    return matched
 
 
 def check(joined: Join, records: np.ndarray, max_unmatched: float, where: str) -> None:
@@ -63,9 +70,8 @@ def check(joined: Join, records: np.ndarray, max_unmatched: float, where: str) -
     )
     share = joined.records_without_image / max(1, len(records))
     if share > max_unmatched:
-        matched = np.zeros(len(records), bool)
-        matched[joined.rows[joined.rows >= 0]] = True
-        example = os.fsdecode(records[np.flatnonzero(~matched)[0]])
+        matched = _matched(joined.rows, len(records))
+        example = os.fsdecode(records[np.argmin(matched)])
         raise UserError(
             f"{where}: {joined.records_without_image} of {len(records)} mask records "
             f"({share:.1%}) find no image, such as {example!r}; at most {max_unmatched:.1%} may "

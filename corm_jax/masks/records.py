@@ -23,7 +23,7 @@ The frame says which part of the image the mask covers; outside it the mask says
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -32,6 +32,7 @@ import numpy as np
 
 from corm_jax.errors import UserError
 from corm_jax.files import read_json
+from corm_jax.masks import checks
 
 SCHEMA = "corm_jax.masks/1"
 KINDS = ("core", "spurious")
@@ -79,9 +80,8 @@ class MaskRecords:
     grid: tuple[int, int] | None
     frame: dict[str, Any]
     source: str
-    _kinds: np.ndarray
-    _boxes: np.ndarray | None
     _arrays: dict[str, np.ndarray]
+    _pngs: dict[str, np.ndarray]
 
     @classmethod
     def open(cls, path: Path) -> Self:
@@ -90,72 +90,67 @@ class MaskRecords:
         Raises:
           UserError: if something is missing or does not follow the schema; names the file.
         """
-        if not (path / "masks.json").is_file():
-            raise UserError(f"{path} holds no mask records (no masks.json there)")
-        header = _read_header(path)
-        count, grid, frame = header["records"], header["grid"], header["frame"]
-        names = _load(path / "file_names.npy", (count,), np.bytes_)
-        values, counts = np.unique(names, return_counts=True)
-        if len(values) != count:
-            example = os.fsdecode(values[counts > 1][0])
-            raise UserError(f"{path}: two records for image {example!r}")
-        boxes = None
-        if frame["type"] == "box":
-            boxes = _load(path / "frames.npy", (count, 4), np.float32)
-            check_boxes(boxes, names, f"{path}/frames.npy")
+        header = read_header(path)
+        arrays = {
+            name: load_array(path / name, shape, dtype)
+            for name, (shape, dtype) in array_files(header).items()
+        }
+        grid = header["grid"]
         records = cls(
             path=path,
-            file_names=names,
+            file_names=arrays["file_names.npy"],
             encoding=header["encoding"],
             grid=None if grid is None else tuple(grid),
-            frame=frame,
+            frame=header["frame"],
             source=header["source"],
-            _kinds=_load(path / "kinds.npy", (count,), np.uint8),
-            _boxes=boxes,
-            _arrays={},
+            _arrays=arrays,
+            _pngs={} if grid else {kind: map_bytes(path / f"{kind}.bin") for kind in KINDS},
         )
-        for kind in KINDS:
-            records._open_kind(kind)
+        for problem in records.problems():
+            raise UserError(problem)
         return records
 
-    def _open_kind(self, kind: str) -> None:
-        count, arrays = len(self.file_names), self._arrays
-        if self.grid is not None:
-            arrays[kind] = _load(self.path / f"{kind}.npy", (count, *self.grid), np.uint8)
-            return
-        spans = _load(self.path / f"{kind}_spans.npy", (count, 2), np.int64)
-        if ((spans < 0).any(axis=1) | ((spans[:, 1] > 0) != self.has(kind))).any():
-            raise UserError(
-                f"{self.path}/{kind}_spans.npy contradicts kinds.npy; write the records again"
+    def problems(self) -> Iterator[str]:
+        """Yields a line for every row that does not follow the schema; reads no mask."""
+        yield from checks.repeated_names(self.file_names, f"{self.path}/file_names.npy")
+        yield from checks.unknown_kinds(
+            self._arrays["kinds.npy"], len(KINDS), f"{self.path}/kinds.npy"
+        )
+        if "frames.npy" in self._arrays:
+            for row, problem in checks.boxes_outside(self._arrays["frames.npy"]):
+                name = os.fsdecode(self.file_names[row])
+                yield f"{self.path}/frames.npy: row {row} ({name!r}): {problem}"
+        for kind, data in self._pngs.items():
+            yield from checks.misplaced_spans(
+                self.spans(kind),
+                self.has(kind),
+                len(data),
+                f"{self.path}/{kind}.bin",
+                f"{self.path}/{kind}_spans.npy",
             )
-        data = self.path / f"{kind}.bin"
-        try:
-            size = data.stat().st_size
-            arrays[kind] = np.memmap(data, np.uint8, "r") if size else np.zeros(0, np.uint8)
-        except OSError as error:
-            raise UserError(f"cannot read {data}: {error.strerror}") from error
-        if count and spans.sum(axis=1).max() > size:
-            raise UserError(f"{data} is truncated ({size} bytes); write the records again")
-        arrays[f"{kind}_spans"] = spans
 
     def has(self, kind: str) -> np.ndarray:
         """Returns bool [N]: which rows have a mask of this kind."""
-        return (self._kinds & (1 << KINDS.index(kind))) != 0
+        return (self._arrays["kinds.npy"] & (1 << KINDS.index(kind))) != 0
 
     def grids(self, kind: str, rows: np.ndarray) -> np.ndarray:
         """Returns uint8 [len(rows), h, w]."""
-        return self._arrays[kind][rows]
+        return self._arrays[f"{kind}.npy"][rows]
+
+    def spans(self, kind: str) -> np.ndarray:
+        """Returns int64 [N, 2]: offset and length of the PNG files; only for encoding "png"."""
+        return self._arrays[f"{kind}_spans.npy"]
 
     def png(self, kind: str, row: int) -> bytes:
         """Returns the PNG file of a row."""
-        offset, length = self._arrays[f"{kind}_spans"][row]
-        return self._arrays[kind][offset : offset + length].tobytes()
+        offset, length = self.spans(kind)[row]
+        return self._pngs[kind][offset : offset + length].tobytes()
 
     def boxes(self, rows: np.ndarray) -> np.ndarray:
         """Returns float32 [len(rows), 4]: the frames' boxes; the whole image if not "box"."""
-        if self._boxes is None:
+        if "frames.npy" not in self._arrays:
             return whole_image(len(rows))
-        return self._boxes[rows]
+        return self._arrays["frames.npy"][rows]
 
     def describe(self, row: int) -> str:
         """Returns where the mask of a row is, for error messages."""
@@ -167,8 +162,14 @@ def whole_image(count: int) -> np.ndarray:
     return np.tile(np.array([0, 0, 1, 1], np.float32), (count, 1))
 
 
-def _read_header(path: Path) -> dict[str, Any]:
-    """Returns `masks.json` of a directory, its fields checked."""
+def read_header(path: Path) -> dict[str, Any]:
+    """Returns `masks.json` of a directory, its fields checked.
+
+    Raises:
+      UserError: if it is missing or does not follow the schema.
+    """
+    if not (path / "masks.json").is_file():
+        raise UserError(f"{path} holds no mask records (no masks.json there)")
     header, where = read_json(path / "masks.json"), f"{path}/masks.json"
     schema = header.get("schema") if isinstance(header, dict) else None
     if schema != SCHEMA:
@@ -183,7 +184,29 @@ def _read_header(path: Path) -> dict[str, Any]:
     return header
 
 
-def _load(path: Path, shape: tuple[int, ...], dtype: type[np.generic]) -> np.ndarray:
+def array_files(header: dict[str, Any]) -> dict[str, tuple[tuple[int, ...], type[np.generic]]]:
+    """Returns the arrays that records with this header have: file name -> (shape, dtype)."""
+    count, grid = header["records"], header["grid"]
+    files: dict[str, tuple[tuple[int, ...], type[np.generic]]] = {
+        "file_names.npy": ((count,), np.bytes_),
+        "kinds.npy": ((count,), np.uint8),
+    }
+    if header["frame"]["type"] == "box":
+        files["frames.npy"] = ((count, 4), np.float32)
+    for kind in KINDS:
+        if grid is None:
+            files[f"{kind}_spans.npy"] = ((count, 2), np.int64)
+        else:
+            files[f"{kind}.npy"] = ((count, *grid), np.uint8)
+    return files
+
+
+def load_array(path: Path, shape: tuple[int, ...], dtype: type[np.generic]) -> np.ndarray:
+    """Memory-maps a `.npy` file.
+
+    Raises:
+      UserError: if it cannot be read, or holds another shape or dtype.
+    """
     try:
         array = np.load(path, mmap_mode="r" if np.prod(shape) else None, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
@@ -194,6 +217,18 @@ def _load(path: Path, shape: tuple[int, ...], dtype: type[np.generic]) -> np.nda
             "write the records again"
         )
     return array
+
+
+def map_bytes(path: Path) -> np.ndarray:
+    """Memory-maps a file as uint8 [size].
+
+    Raises:
+      UserError: if it cannot be read.
+    """
+    try:
+        return np.memmap(path, np.uint8, "r") if path.stat().st_size else np.zeros(0, np.uint8)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
 
 
 def check_encoding(encoding: Any, grid: Any, where: str) -> None:
@@ -223,11 +258,5 @@ def check_frame(frame: Any, where: str) -> None:
 
 def check_boxes(boxes: np.ndarray, names: Sequence[bytes], where: str) -> None:
     """Raises UserError if any of the boxes [N, 4] of the images `names` is not within [0, 1]."""
-    top, left, bottom, right = boxes.T
-    fits = (top >= 0) & (top < bottom) & (bottom <= 1) & (left >= 0) & (left < right) & (right <= 1)
-    if not fits.all():
-        row = int(np.flatnonzero(~fits)[0])
-        raise UserError(
-            f"{where}: {os.fsdecode(names[row])!r}: frame {boxes[row].tolist()} lies outside its "
-            "image (0 <= top < bottom <= 1, 0 <= left < right <= 1)"
-        )
+    for row, problem in checks.boxes_outside(boxes):
+        raise UserError(f"{where}: {os.fsdecode(names[row])!r}: {problem}")

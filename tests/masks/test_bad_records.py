@@ -210,30 +210,72 @@ def test_reader_names_an_array_of_another_dtype(
 
 def test_reader_refuses_two_records_of_an_image(grid_records: Path) -> None:
     np.save(grid_records / "file_names.npy", np.array([b"same", b"same"]))
-    with pytest.raises(UserError, match="two records for image 'same'"):
+    message = r"grid/file_names.npy: two records for image 'same', rows 0 and 1"
+    with pytest.raises(UserError, match=message):
         MaskRecords.open(grid_records)
+
+
+@pytest.mark.parametrize(
+    ("fixture", "name"),
+    [
+        ("box_records", "frames.npy"),
+        ("png_records", "core_spans.npy"),
+        ("png_records", "kinds.npy"),
+    ],
+)
+def test_reader_names_a_truncated_array_of_boxes_or_spans(
+    request: pytest.FixtureRequest, fixture: str, name: str
+) -> None:
+    directory = request.getfixturevalue(fixture)
+    path = directory / name
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(UserError, match=name):
+        MaskRecords.open(directory)
 
 
 def test_reader_refuses_a_box_outside_the_image(box_records: Path) -> None:
     np.save(box_records / "frames.npy", np.array([[0, 0, 1, 1.5]], np.float32))
-    with pytest.raises(UserError, match=r"frames.npy: 'a'.*outside its image"):
+    with pytest.raises(UserError, match=r"frames.npy: row 0 \('a'\).*outside its image"):
         MaskRecords.open(box_records)
 
 
 def test_reader_refuses_a_truncated_or_missing_file_of_pngs(png_records: Path) -> None:
     path = png_records / "core.bin"
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(UserError, match=r"core.bin is truncated"):
+    with pytest.raises(UserError, match=r"core.bin is truncated: row 0 needs bytes 0 to \d+"):
         MaskRecords.open(png_records)
     path.unlink()
     with pytest.raises(UserError, match=r"cannot read .*core.bin"):
         MaskRecords.open(png_records)
 
 
-@pytest.mark.parametrize("spans", [[[0, 0], [0, 0]], [[-1, 5], [0, 0]], [[0, 5], [5, 5]]])
-def test_reader_refuses_spans_that_contradict_the_kinds(
-    png_records: Path, spans: list[list[int]]
+@pytest.mark.parametrize(
+    ("spans", "row"), [([[0, 0], [0, 0]], 0), ([[-1, 5], [0, 0]], 0), ([[0, 5], [5, 5]], 1)]
+)
+def test_reader_names_the_row_whose_span_contradicts_the_kinds(
+    png_records: Path, spans: list[list[int]], row: int
 ) -> None:
     np.save(png_records / "core_spans.npy", np.array(spans))
-    with pytest.raises(UserError, match=r"core_spans.npy contradicts kinds.npy"):
+    with pytest.raises(UserError, match=rf"core_spans.npy contradicts kinds.npy in row {row}"):
         MaskRecords.open(png_records)
+
+
+def test_reader_refuses_a_span_whose_end_overflows(png_records: Path) -> None:
+    np.save(png_records / "core_spans.npy", np.array([[5, 2**63 - 1], [0, 0]]))
+    with pytest.raises(UserError, match=r"core.bin is truncated: row 0"):
+        MaskRecords.open(png_records)
+
+
+def test_reader_names_both_rows_of_an_image_among_many(tmp_path: Path) -> None:
+    names = [f"n{i:02d}" for i in range(50)]
+    write(tmp_path / "m", [(name, {}) for name in names], encoding="png")
+    names[41] = names[7]
+    np.save(tmp_path / "m/file_names.npy", np.array(names, np.bytes_))
+    with pytest.raises(UserError, match="two records for image 'n07', rows 7 and 41"):
+        MaskRecords.open(tmp_path / "m")
+
+
+def test_reader_refuses_unknown_kinds(grid_records: Path) -> None:
+    np.save(grid_records / "kinds.npy", np.array([3, 4], np.uint8))
+    with pytest.raises(UserError, match=r"kinds.npy: row 1 has the unknown kinds 4"):
+        MaskRecords.open(grid_records)
