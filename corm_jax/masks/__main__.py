@@ -3,6 +3,7 @@
 import argparse
 import logging
 import sys
+from collections.abc import Sequence
 
 from corm_jax.errors import UserError
 from corm_jax.masks import import_command, show, stats, verify
@@ -11,23 +12,11 @@ from corm_jax.masks import import_command, show, stats, verify
 COMMANDS = {"import": import_command, "verify": verify, "stats": stats, "show": show}
 
 
-def main() -> int:
-    """Runs the command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m corm_jax.masks")
-    commands = parser.add_subparsers(required=True, metavar="|".join(COMMANDS))
-    for name, module in COMMANDS.items():
-        help_line = (module.__doc__ or "").partition("\n")[0]
-        command = commands.add_parser(
-            name,
-            help=help_line,
-            description=module.__doc__,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        module.add_arguments(command)
-        command.set_defaults(run=module.run)
-    arguments = parser.parse_args()
+def main(argv: Sequence[str]) -> int:
+    """Runs the command line `argv`; returns the exit code."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
+        arguments = _parser(argv).parse_args(argv)
         arguments.run(arguments)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -35,5 +24,24 @@ def main() -> int:
     return 0
 
 
+def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
+    """Returns the parser for `argv`: the options of an import depend on its --format."""
+    parser = argparse.ArgumentParser(prog="python -m corm_jax.masks")
+    commands = parser.add_subparsers(required=True, metavar="|".join(COMMANDS))
+    for name, module in COMMANDS.items():
+        command = commands.add_parser(
+            name,
+            help=(module.__doc__ or "").partition("\n")[0],
+            description=module.__doc__,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        module.add_arguments(command)
+        command.set_defaults(run=module.run)
+        if name == "import" and argv[:1] == [name]:
+            import_command.add_format_arguments(command, argv[1:])
+    return parser
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

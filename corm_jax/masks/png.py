@@ -1,6 +1,10 @@
-"""PNG masks: what their header must say."""
+"""PNG masks: what their header must say, and how they are written."""
 
+import io
 import struct
+
+import numpy as np
+from PIL import Image
 
 from corm_jax.errors import UserError
 
@@ -32,3 +36,15 @@ def mask_size(data: bytes, what: str) -> tuple[int, int]:
             "8-bit grey, 255 on the object"
         )
     return height, width
+
+
+def encode(mask: np.ndarray) -> bytes:
+    """Returns a mask as a grey PNG file: 1-bit where that loses nothing, else 8-bit.
+
+    Args:
+      mask: uint8 [h, w].
+    """
+    hard = not ((mask > 0) & (mask < 255)).any()
+    file = io.BytesIO()
+    Image.fromarray(mask > 0 if hard else mask).save(file, "PNG")
+    return file.getvalue()

@@ -1,5 +1,6 @@
 """Writes mask records; see `corm_jax.masks.records` for the schema."""
 
+import array
 import contextlib
 import hashlib
 import os
@@ -38,6 +39,7 @@ class MaskWriter:
         grid: tuple[int, int] | None = None,
         frame: dict[str, Any] = FULL_FRAME,
         source: str = "",
+        origin: dict[str, Any] | None = None,
     ) -> None:
         """Prepares to write; arguments are the fields of `masks.json`.
 
@@ -47,11 +49,12 @@ class MaskWriter:
         check_encoding(encoding, grid, str(path))
         check_frame(frame, str(path))
         self._path, self._encoding, self._grid = path, encoding, grid
-        self._frame, self._source = dict(frame), source
+        self._frame, self._source, self._origin = dict(frame), source, origin
         self._names: dict[bytes, None] = {}
-        self._kinds: list[int] = []
-        self._boxes: list[np.ndarray] = []
-        self._spans: dict[str, list[tuple[int, int]]] = {kind: [] for kind in KINDS}
+        # Arrays, not lists: a million rows in tens of megabytes.
+        self._kinds = array.array("B")
+        self._boxes = array.array("f")
+        self._spans = {kind: array.array("q") for kind in KINDS}
 
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as stack:
@@ -97,12 +100,12 @@ class MaskWriter:
         if box is not None:
             edges = np.array(box, np.float32).reshape(4)
             check_boxes(edges[None], [name], str(self._path))
-            self._boxes.append(edges)
+            self._boxes.extend(edges)
         self._names[name] = None
         self._kinds.append(sum((masks[kind] is not None) << i for i, kind in enumerate(KINDS)))
         with reporting(self._path):
             for kind, payload in payloads.items():
-                self._spans[kind].append((self._data[kind].tell(), len(payload)))
+                self._spans[kind].extend((self._data[kind].tell(), len(payload)))
                 self._data[kind].write(payload)
 
     def _encode(self, mask: np.ndarray | bytes | None, what: str) -> bytes:
@@ -139,6 +142,8 @@ class MaskWriter:
                 "source": self._source,
                 "sha256": {f.name: file_hash(f) for f in sorted(self._directory.iterdir())},
             }
+            if self._origin is not None:
+                header["origin"] = self._origin
             write_json(self._directory / "masks.json", header)
 
     def _write_arrays(self) -> None:
@@ -158,8 +163,8 @@ class MaskWriter:
             else:
                 data.rename(directory / f"{kind}.bin")
                 arrays[f"{kind}_spans.npy"] = np.array(self._spans[kind], np.int64).reshape(-1, 2)
-        for name, array in arrays.items():
-            np.save(directory / name, array)
+        for name, values in arrays.items():
+            np.save(directory / name, values)
         for data in directory.glob("*.data"):
             data.unlink()
 
