@@ -22,8 +22,9 @@ The frame says which part of the image the mask covers; outside it the mask says
     {"type": "box"}                                     a box a row, in `frames.npy`
 """
 
+import itertools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -33,9 +34,9 @@ import numpy as np
 from corm_jax.errors import UserError
 from corm_jax.files import read_json
 from corm_jax.masks import checks
+from corm_jax.masks.checks import KINDS
 
 SCHEMA = "corm_jax.masks/1"
-KINDS = ("core", "spurious")
 FULL_FRAME: dict[str, Any] = {"type": "full"}
 
 
@@ -106,44 +107,22 @@ class MaskRecords:
             _arrays=arrays,
             _pngs={} if grid else {kind: map_bytes(path / f"{kind}.bin") for kind in KINDS},
         )
-        for problem in records.problems():
+        found = checks.row_checks(path, arrays, records._pngs)
+        for problem in itertools.chain.from_iterable(found):
             raise UserError(problem)
         return records
 
-    def problems(self) -> Iterator[str]:
-        """Yields a line for every row that does not follow the schema; reads no mask."""
-        yield from checks.repeated_names(self.file_names, f"{self.path}/file_names.npy")
-        yield from checks.unknown_kinds(
-            self._arrays["kinds.npy"], len(KINDS), f"{self.path}/kinds.npy"
-        )
-        if "frames.npy" in self._arrays:
-            for row, problem in checks.boxes_outside(self._arrays["frames.npy"]):
-                name = os.fsdecode(self.file_names[row])
-                yield f"{self.path}/frames.npy: row {row} ({name!r}): {problem}"
-        for kind, data in self._pngs.items():
-            yield from checks.misplaced_spans(
-                self.spans(kind),
-                self.has(kind),
-                len(data),
-                f"{self.path}/{kind}.bin",
-                f"{self.path}/{kind}_spans.npy",
-            )
-
     def has(self, kind: str) -> np.ndarray:
         """Returns bool [N]: which rows have a mask of this kind."""
-        return (self._arrays["kinds.npy"] & (1 << KINDS.index(kind))) != 0
+        return checks.has_kind(self._arrays["kinds.npy"], kind)
 
     def grids(self, kind: str, rows: np.ndarray) -> np.ndarray:
         """Returns uint8 [len(rows), h, w]."""
         return self._arrays[f"{kind}.npy"][rows]
 
-    def spans(self, kind: str) -> np.ndarray:
-        """Returns int64 [N, 2]: offset and length of the PNG files; only for encoding "png"."""
-        return self._arrays[f"{kind}_spans.npy"]
-
     def png(self, kind: str, row: int) -> bytes:
         """Returns the PNG file of a row."""
-        offset, length = self.spans(kind)[row]
+        offset, length = self._arrays[f"{kind}_spans.npy"][row]
         return self._pngs[kind][offset : offset + length].tobytes()
 
     def boxes(self, rows: np.ndarray) -> np.ndarray:
