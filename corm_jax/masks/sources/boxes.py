@@ -143,14 +143,14 @@ class BoxSource:
         for name in self._images:
             image = self._read(name)
             if not image.boxes:
-                self.skipped["without a box"] += 1
+                self.skipped["images without a box"] += 1
                 continue
             try:
                 mask = image.mask()
             except InvalidBoxError:
                 if not self._skip_invalid:
                     raise
-                self.skipped["with a box that is not inside its image"] += 1
+                self.skipped["images with a box that is not inside its image"] += 1
                 continue
             yield Row(name, core=mask)
 
@@ -218,7 +218,7 @@ def _read_csv(path: Path) -> dict[str, Boxes]:
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     except (csv.Error, UnicodeDecodeError) as error:
-        raise UserError(f"{path}, after line {reader.line_num}: not CSV ({error})") from error
+        raise UserError(f"{where} {reader.line_num + 1} or later: not CSV ({error})") from error
     if not images:
         raise UserError(f"{path} holds no boxes")
     return images

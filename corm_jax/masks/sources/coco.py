@@ -60,6 +60,8 @@ def open_source(path: Path, arguments: argparse.Namespace) -> Source:
         annotation.
     """
     check_template(arguments.name, FIELDS)
+    if path.is_dir():
+        raise UserError(f"{path} is a directory; --input is one JSON file, such as instances.json")
     segmentation.check_installed()
     return CocoSource(path, arguments.name)
 
@@ -92,7 +94,9 @@ class CocoSource:
                         f"{path}: annotation {number}: {key} {annotation[key]} is not in the file"
                     )
             self._annotations.setdefault(annotation["image_id"], []).append(annotation)
-        self.skipped = Counter({"without annotations": len(images) - len(self._annotations)})
+        self.skipped: Counter[str] = Counter()
+        if len(self._annotations) < len(images):
+            self.skipped["images without annotations"] = len(images) - len(self._annotations)
 
     def __len__(self) -> int:
         return len(self._annotations)
@@ -105,7 +109,7 @@ class CocoSource:
                 continue
             category, inside = self._largest_class(number)
             if not inside.any():
-                self.skipped["with empty annotations"] += 1
+                self.skipped["images with empty annotations"] += 1
                 continue
             name = self._file_name(image, category)
             if name in seen:

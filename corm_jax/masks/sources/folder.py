@@ -41,7 +41,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="{path}",
         help="the image's file name, with {path}, {stem}, {parent} (default: {path})",
     )
-    parser.add_argument("--spurious", type=Path, help="a second tree: spurious masks")
+    parser.add_argument(
+        "--spurious",
+        type=lambda text: Path(text).expanduser(),
+        help="a second tree: spurious masks",
+    )
     parser.add_argument(
         "--frame",
         default="full",

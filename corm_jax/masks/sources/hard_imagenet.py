@@ -21,7 +21,7 @@ import numpy as np
 
 from corm_jax.errors import UserError
 from corm_jax.masks.records import FULL_FRAME
-from corm_jax.masks.sources.pictures import open_picture, read_grey
+from corm_jax.masks.sources.pictures import read_grey, read_picture
 from corm_jax.masks.sources.source import Row, Source
 from corm_jax.masks.sources.tree import visible_files
 
@@ -78,7 +78,7 @@ class HardImageNetSource:
             if inside.any():
                 yield Row(name, core=np.where(inside, np.uint8(255), np.uint8(0)))
             else:
-                self.skipped[f"without a pixel of {OBJECT} or more"] += 1
+                self.skipped[f"masks without a pixel of {OBJECT} or more"] += 1
 
 
 def _paths(root: Path) -> list[Path]:
@@ -92,10 +92,10 @@ def _paths(root: Path) -> list[Path]:
 
 def _read(path: Path) -> np.ndarray:
     """Returns a mask as uint8 [h, w]."""
-    image = open_picture(path)
-    if image.mode != "RGB":
+    picture = read_picture(path)
+    if picture.mode != "RGB":
         return read_grey(path)
-    channels = np.asarray(image)
+    channels = np.asarray(picture)
     spread = int(np.ptp(channels, axis=-1).max())
     if spread > CHANNEL_ERROR:
         raise UserError(f"mask {path} is in colours (channels differ by {spread} of 255)")

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from corm_jax.errors import UserError
-from corm_jax.masks import png
+from corm_jax.masks import pixels, png
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 DARK = 16  # of 255: masks are not that dark everywhere, numbers of labels are
@@ -15,18 +15,18 @@ SAMPLED = 20
 MAX_PIXELS = 100_000_000  # of a size that a text file claims, before memory is taken for it
 
 
-def open_picture(path: Path) -> Image.Image:
-    """Returns the picture at `path`, decoded, in the mode and orientation that the file has.
+def read_picture(path: Path) -> Image.Image:
+    """Returns a JPEG or PNG picture, decoded, in the mode and orientation that the file has.
 
     Raises:
-      UserError: if it is not a whole PNG or JPEG file.
+      UserError: if it is damaged, or something else.
     """
     try:
-        with Image.open(path, formats=("PNG", "JPEG")) as picture:
+        with Image.open(path, formats=("JPEG", "PNG")) as picture:
             picture.load()
             return picture
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"mask {path} cannot be read as PNG or JPEG ({error})") from error
+    except pixels.DAMAGE as error:
+        raise UserError(f"mask {path} cannot be read as JPEG or PNG ({error})") from error
 
 
 def read_grey(path: Path) -> np.ndarray:
@@ -35,16 +35,19 @@ def read_grey(path: Path) -> np.ndarray:
     Raises:
       UserError: if it is damaged, or in colours, with opacity or with a palette.
     """
-    picture = open_picture(path)
-    if picture.format == "PNG":
-        with path.open("rb") as file:
-            png.mask_size(file.read(png.HEADER_BYTES), f"mask {path}")
-    elif picture.mode != "L":
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    if data.startswith(png.SIGNATURE):
+        return pixels.decode(data, f"mask {path}")
+    picture = read_picture(path)
+    if picture.mode != "L":
         raise UserError(
             f"mask {path} is a JPEG of mode {picture.mode}; convert it to 8-bit grey, 255 on the "
             "object"
         )
-    return np.asarray(picture.convert("L"))
+    return np.asarray(picture)
 
 
 def check_white(paths: Sequence[Path]) -> None:

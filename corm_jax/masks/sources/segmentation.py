@@ -32,7 +32,7 @@ def decode(segmentation: Any, height: int, width: int, where: str) -> np.ndarray
     if isinstance(segmentation, list):
         if not segmentation:
             raise UserError(f"{where} has no segmentation; for its box, import --format=boxes")
-        return _fill(segmentation, height, width, where)
+        segmentation = _encode(segmentation, height, width, where)
     if not isinstance(segmentation, dict) or not {"size", "counts"} <= segmentation.keys():
         raise UserError(f"{where}: the segmentation is neither polygons nor run lengths")
     if segmentation["size"] != [height, width]:
@@ -50,15 +50,14 @@ def decode(segmentation: Any, height: int, width: int, where: str) -> np.ndarray
     return pixels.reshape(width, height).T
 
 
-def _fill(polygons: Sequence[Any], height: int, width: int, where: str) -> np.ndarray:
-    """Returns the union of polygons as bool [height, width]."""
+def _encode(polygons: Sequence[Any], height: int, width: int, where: str) -> dict[str, Any]:
+    """Returns the run lengths of the union of polygons."""
     from pycocotools import mask
 
     for polygon in polygons:
         _check_polygon(polygon, height, width, where)
-    # As arrays, so that a polygon of two corners would not be taken for a box.
-    parts = mask.frPyObjects([list(map(float, polygon)) for polygon in polygons], height, width)
-    return mask.decode(mask.merge(parts)).astype(bool)
+    union = mask.merge(mask.frPyObjects(polygons, height, width))
+    return {"size": [height, width], "counts": union["counts"].decode()}
 
 
 def _check_polygon(polygon: Any, height: int, width: int, where: str) -> None:
