@@ -5,7 +5,7 @@ import numpy as np
 from corm_jax.masks.classes import NO_CLASS, group
 from corm_jax.masks.records import KINDS, MaskRecords
 
-SHOWN_CLASSES = 5
+SHOWN = 5  # classes without a core mask
 
 
 def coverage(records: MaskRecords) -> str:
@@ -14,31 +14,29 @@ def coverage(records: MaskRecords) -> str:
     Below it, the classes without a core mask. The class of a record is what its file name tells.
     """
     classes, numbers = group(records.file_names)
-    counts = {"records": _count(numbers, len(classes))}
-    for kind in KINDS:
-        counts[f"with {kind}"] = _count(numbers[records.has(kind)], len(classes))
-    lines = ["".join([f"{'':<16}", *(f"{name:>16}" for name in counts)])]
-    for label, summary in (
-        ("all", np.sum),
-        ("a class, min", np.min),
-        ("median", np.median),
-        ("max", np.max),
-    ):
-        if len(classes):
-            cells = (f"{summary(values):>16,.0f}" for values in counts.values())
-            lines.append("".join([f"{label:<16}", *cells]))
-    without = [classes[i] for i in np.flatnonzero(counts["with core"] == 0)]
-    example = ", ".join(without[:SHOWN_CLASSES]) + (", ..." if without[SHOWN_CLASSES:] else "")
-    unclassed = int((numbers == classes.index(NO_CLASS)).sum()) if NO_CLASS in classes else 0
-    if unclassed:
-        lines.append(f"{unclassed} records tell no class; they are counted as one")
+    named = [i for i, name in enumerate(classes) if name != NO_CLASS]
+    every = np.ones(len(numbers), bool)
+    chosen = {"records": every, **{f"with {kind}": records.has(kind) for kind in KINDS}}
+    counts = {
+        label: np.bincount(numbers[rows], minlength=len(classes)) for label, rows in chosen.items()
+    }
+    lines = [
+        "".join([f"{'':<16}", *(f"{label:>16}" for label in counts)]),
+        _line("all", [int(count.sum()) for count in counts.values()]),
+    ]
+    if named:
+        for label, summary in (("min", np.min), ("median", np.median), ("max", np.max)):
+            lines.append(_line(f"a class, {label}", [summary(c[named]) for c in counts.values()]))
+    without = [classes[i] for i in named if not counts["with core"][i]]
+    shown = ", ".join(without[:SHOWN]) + (", ..." if len(without) > SHOWN else "")
     lines.append(
-        f"{len(classes)} classes; without a core mask: {len(without)}"
-        + (f" ({example})" if without else "")
+        f"{len(named):,} classes, {len(without):,} of them without a core mask"
+        + (f": {shown}" if without else "")
     )
+    if unnamed := len(numbers) - int(counts["records"][named].sum()):
+        lines.append(f"{NO_CLASS}: {unnamed:,} records")
     return "\n".join(lines)
 
 
-def _count(numbers: np.ndarray, classes: int) -> np.ndarray:
-    """Returns int64 [classes]: how often each class's number occurs."""
-    return np.bincount(numbers, minlength=classes)
+def _line(label: str, values: list[float]) -> str:
+    return "".join([f"{label:<16}", *(f"{value:>16,.0f}" for value in values)])

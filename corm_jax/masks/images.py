@@ -79,7 +79,7 @@ def from_tree(root: Path, file_names: np.ndarray) -> Images:
             data = paths[row].read_bytes()
         except OSError as error:
             raise UserError(f"cannot read {paths[row]}: {error.strerror}") from error
-        return Image(data, class_of(os.fsdecode(file_names[row])), str(paths[row]))
+        return Image(data, class_of(str(paths[row])), str(paths[row]))
 
     return Images(np.array(sorted(paths)), read)
 

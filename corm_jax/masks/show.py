@@ -21,7 +21,7 @@ from corm_jax.data.geometry import center_crop_share
 from corm_jax.errors import UserError
 from corm_jax.files import replacing
 from corm_jax.masks import images, pixels
-from corm_jax.masks.classes import class_of
+from corm_jax.masks.classes import NO_CLASS, class_of
 from corm_jax.masks.records import KINDS, MaskRecords
 
 matplotlib.use("agg")
@@ -30,7 +30,7 @@ PICTURE = "show.png"
 MOST = 400  # images on one sheet
 PANEL = 320  # longer side of an image in pixels
 COLORS = {"core": "lime", "spurious": "red"}
-OPACITY = 0.6  # where the mask is 255
+OPACITY = 0.5  # where the mask is 255
 TITLE = 30  # characters of a file name
 
 Edges = tuple[float, float, float, float]
@@ -167,7 +167,8 @@ def draw(path: Path, records: MaskRecords, found: images.Images | None, rows: np
         axes.set_axis_off()
     for axes, row in zip(panels, map(int, rows), strict=False):
         _draw_row(axes, records, found, row)
-    legend: list[Patch] = [Patch(color=COLORS[kind], alpha=OPACITY, label=kind) for kind in KINDS]
+    kinds = [kind for kind in KINDS if records.has(kind)[rows].any()]
+    legend: list[Patch] = [Patch(color=COLORS[kind], alpha=OPACITY, label=kind) for kind in kinds]
     if found is None:
         figure.suptitle("the masks alone, each in its own frame", fontsize=10)
     elif records.frame["type"] != "full":
@@ -182,7 +183,7 @@ def _draw_row(axes: Axes, records: MaskRecords, found: images.Images | None, row
     name = records.file_names[row].decode("utf-8", "backslashreplace")
     if found is None:
         shape = next(iter(masks.values())).shape
-        class_name, image = class_of(name), np.full((*_panel_size(shape), 3), 0.25)
+        class_name, image = class_of(name), np.full((*_panel_size(shape), 3), 0.1)
         edges: Edges = (0.0, 0.0, *map(float, image.shape[:2]))
     else:
         stored = found.read(row)
@@ -199,7 +200,8 @@ def _draw_row(axes: Axes, records: MaskRecords, found: images.Images | None, row
             Rectangle(corner, right - left, bottom - top, fill=False, ec="gold", ls="--")
         )
     shown = name if len(name) <= TITLE else f"...{name[-TITLE:]}"
-    axes.set_title(f"{shown}\n{class_name}", fontsize=8, parse_math=False)
+    title = shown if class_name == NO_CLASS else f"{shown}\n{class_name}"
+    axes.set_title(title, fontsize=8, parse_math=False)
 
 
 def _panel_size(shape: tuple[int, int]) -> tuple[int, int]:

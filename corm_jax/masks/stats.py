@@ -25,6 +25,7 @@ matplotlib.use("agg")
 PICTURE = "stats.png"
 SAMPLE = 10_000
 GRIDS = 1 << 14  # read at once
+BINS = 25
 COLORS = {"core": "tab:green", "spurious": "tab:red"}
 
 
@@ -143,31 +144,44 @@ def draw(path: Path, measured: Statistics, *, title: str) -> None:
     for axes, (kind, shares) in zip(panels, measured.shares.items(), strict=False):
         _draw_shares(axes, kind, shares, measured.counts[kind])
     _draw_classes(panels[2], measured.classes)
-    for axes in panels:
-        axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
-        axes.yaxis.set_major_formatter("{x:,.0f}")
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(title)
+    figure.suptitle(title, parse_math=False)
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=110)
 
 
 def _draw_shares(axes: Axes, kind: str, shares: np.ndarray, count: int) -> None:
+    if not len(shares):
+        _draw_nothing(axes, f"no {kind} masks")
+        return
     sampled = f" of {count:,}" if len(shares) < count else ""
     axes.set(title=f"{len(shares):,}{sampled} {kind} masks", xlim=(0, 100))
     axes.set(xlabel=f"{kind} share of the frame (%)", ylabel="masks")
-    axes.hist(100 * shares, bins=np.linspace(0, 100, 26), color=COLORS[kind], alpha=0.75)
-    if len(shares):
-        median = 100 * float(np.median(shares))
-        axes.axvline(median, color="black", linestyle="--", label=f"median {median:.0f} %")
-        axes.legend(frameon=False)
+    axes.hist(100 * shares, bins=np.linspace(0, 100, BINS + 1), color=COLORS[kind], alpha=0.75)
+    median = 100 * float(np.median(shares))
+    axes.axvline(median, color="black", linestyle="--", label=f"median {median:.0f} %")
+    axes.legend(frameon=False)
+    _tidy(axes)
 
 
 def _draw_classes(axes: Axes, sizes: np.ndarray) -> None:
+    if not len(sizes):
+        _draw_nothing(axes, "no class in the file names")
+        return
     axes.set(title=f"{len(sizes):,} classes", xlabel="records of a class", ylabel="classes")
-    if len(sizes):
-        # Whole numbers a bin, so that no bin is empty for want of a number in it.
-        width = max(1, -(-(sizes.max() - sizes.min() + 1) // 25))
-        edges = np.arange(sizes.min(), sizes.max() + width + 1, width) - 0.5
-        axes.hist(sizes, bins=edges, color="tab:blue", alpha=0.75)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+    # Whole numbers a bin, so that no bin is empty for want of a number in it.
+    width = -(-(int(sizes.max()) + 1) // BINS)
+    axes.hist(sizes, bins=np.arange(BINS + 1) * width - 0.5, color="tab:blue", alpha=0.75)
+    axes.set_xlim(left=-0.5)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+    _tidy(axes)
+
+
+def _draw_nothing(axes: Axes, why: str) -> None:
+    axes.set_axis_off()
+    axes.text(0.5, 0.5, why, ha="center", va="center", color="gray", transform=axes.transAxes)
+
+
+def _tidy(axes: Axes) -> None:
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
+    axes.yaxis.set_major_formatter("{x:,.0f}")
+    axes.spines[["top", "right"]].set_visible(False)
