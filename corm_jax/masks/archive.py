@@ -19,7 +19,15 @@ from corm_jax.errors import UserError
 from corm_jax.files import reporting
 
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
-DAMAGE = (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError)
+# What the libraries raise for damaged archives, found by feeding them such.
+DAMAGE = (
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    gzip.BadGzipFile,
+    zlib.error,
+    EOFError,
+    UnicodeDecodeError,
+)
 
 
 @dataclass(frozen=True)
@@ -80,6 +88,10 @@ def _reading(path: Path) -> Iterator[None]:
         yield
     except DAMAGE as error:
         raise UserError(f"{path} is damaged or truncated ({error}); get it again") from error
+    except NotImplementedError as error:  # such as Deflate64, which Windows uses for large files
+        raise UserError(
+            f"{path} cannot be unpacked ({error}); unpack it, or pack it anew"
+        ) from error
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
 

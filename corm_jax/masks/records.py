@@ -3,7 +3,9 @@
 Schema (`corm_jax.masks/1`), N rows in any order, files as numpy arrays:
 
     masks.json       {"schema", "records": N, "encoding": "grid" | "png", "grid": [h, w] | null,
-                      "frame": {"type": ...}, "source": free text, "sha256": {file: hash}}
+                      "frame": {"type": ...}, "source": free text, "sha256": {file: hash},
+                      "origin": of imported masks only: {"format", "options", "fingerprint"},
+                      see `corm_jax.masks.origin`}
     file_names.npy   bytes [N]: the image's file name in its data set, unique; the key of the join
     kinds.npy        uint8 [N]: bit 0 set where the row has a core mask, bit 1 a spurious mask
     frames.npy       float32 [N, 4], only for frame type "box": top, left, bottom, right in [0, 1]
