@@ -26,6 +26,7 @@ The frame says which part of the image the mask covers; outside it the mask says
 
 import itertools
 import os
+import tokenize
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -189,8 +190,8 @@ def load_array(path: Path, shape: tuple[int, ...], dtype: type[np.generic]) -> n
       UserError: if it cannot be read, or holds another shape or dtype.
     """
     try:
-        array = np.load(path, mmap_mode="r" if np.prod(shape) else None, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        array = np.lib.format.open_memmap(path, mode="r")
+    except (OSError, ValueError, EOFError, TypeError, tokenize.TokenError) as error:
         raise UserError(f"{path} cannot be read ({error}); write the records again") from error
     if array.shape != shape or not np.issubdtype(array.dtype, dtype):
         raise UserError(

@@ -192,6 +192,16 @@ def test_reader_names_a_missing_or_truncated_array(
         MaskRecords.open(grid_records)
 
 
+@pytest.mark.parametrize("place", [8, 10, 11, 40])
+def test_reader_names_an_array_with_a_damaged_header(grid_records: Path, place: int) -> None:
+    path = grid_records / "core.npy"
+    content = bytearray(path.read_bytes())
+    content[place : place + 1] = b"("
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"core.npy cannot be read"):
+        MaskRecords.open(grid_records)
+
+
 @pytest.mark.parametrize(
     ("name", "array"),
     [
