@@ -60,7 +60,7 @@ class FolderMasks:
     """The masks of a folder as a `MaskSource`: core masks only, PNG, over the whole image."""
 
     encoding = "png"
-    grid = None
+    size = None
     frame: dict[str, Any] = FULL_FRAME
 
     def __init__(self, paths: Sequence[Path]) -> None:

@@ -6,6 +6,7 @@ and each host reads its own part. Only encoded images are shuffled; they are dec
 
 import hashlib
 import logging
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -91,7 +92,8 @@ class Loader:
 
         Each is a dict of numpy arrays: `image` uint8 [b, S, S, 3], `label` int32 [b], `id` uint32
         [b] (a hash of the file name), `weight` float32 [b], `has_mask` float32 [b], `mask_window`
-        float32 [b, 4] and either `core_mask` uint8 [b, S, S] or `core_grid` uint8 [b, h, w].
+        float32 [b, 4] and either `core_grid` uint8 [b, h, w], masks in their own frames, or
+        `core_mask` uint8 [b, S, S], masks resampled to the crops.
 
         Raises:
           UserError: for an image that cannot be decoded (if `bad_images` says so), a mask that
@@ -132,7 +134,7 @@ class Loader:
         if masks.encoding == "png":
             fields["mask_bytes"] = ((), tf.string)
         else:
-            fields["core_grid"] = (masks.grid, tf.uint8)
+            fields["core_grid"] = (masks.size, tf.uint8)
         return {key: tf.TensorSpec((size, *shape), dtype) for key, (shape, dtype) in fields.items()}
 
     def _raw(self, step: int) -> Batch:
@@ -181,12 +183,14 @@ class Loader:
         size = len(self._local(start).indices)
         dataset = tf.data.Dataset.from_generator(generate, output_signature=self._signature(size))
         dataset = dataset.prefetch(2).unbatch()
+        # One image a core from the first batch on; TensorFlow's tuning would take its time.
         dataset = dataset.map(
-            preprocess.compose(self.operations), num_parallel_calls=tf.data.AUTOTUNE
+            preprocess.compose(self.operations), num_parallel_calls=os.cpu_count() or 1
         )
         dataset = dataset.batch(size, drop_remainder=True).prefetch(2)
         options = tf.data.Options()
         options.deterministic = True
+        options.autotune.enabled = False
         return dataset.with_options(options)
 
     def _try(
@@ -229,6 +233,12 @@ class Loader:
             mask = tf.io.decode_png(example["mask_bytes"], channels=1)
         except tf.errors.InvalidArgumentError as error:
             raise UserError(f"{what} is not a readable PNG file") from error
+        expected = self.split.masks.size
+        if expected not in (None, tuple(mask.shape[:2])):
+            raise UserError(
+                f"{what} is {mask.shape[1]}x{mask.shape[0]} pixels, masks.json says "
+                f"{expected[1]}x{expected[0]}; write the records again"
+            )
         frame = example["frame_size"].numpy().tolist()
         image = self.split.images.describe(index)
         check_aspect(frame, mask.shape[:2], what, f"its frame in image {image}")

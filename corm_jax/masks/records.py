@@ -3,6 +3,7 @@
 Schema (`corm_jax.masks/1`), N rows in any order, files as numpy arrays:
 
     masks.json       {"schema", "records": N, "encoding": "grid" | "png", "grid": [h, w] | null,
+                      "size": of PNG files only: [h, w] of each, null or absent where they differ,
                       "frame": {"type": ...}, "source": free text, "sha256": {file: hash},
                       "origin": of imported masks only: {"format", "options", "fingerprint"},
                       see `corm_jax.masks.origin`}
@@ -49,13 +50,13 @@ class MaskSource(Protocol):
     Attributes:
       file_names: bytes [N], unique.
       encoding: "grid" or "png".
-      grid: (h, w) of the masks, None for PNG.
+      size: (h, w) of every mask, None where they differ.
       frame: see the module's docstring.
     """
 
     file_names: np.ndarray
     encoding: str
-    grid: tuple[int, int] | None
+    size: tuple[int, int] | None
     frame: dict[str, Any]
 
     def has(self, kind: str) -> np.ndarray:
@@ -81,7 +82,7 @@ class MaskRecords:
     path: Path
     file_names: np.ndarray
     encoding: str
-    grid: tuple[int, int] | None
+    size: tuple[int, int] | None
     frame: dict[str, Any]
     source: str
     _arrays: dict[str, np.ndarray]
@@ -99,12 +100,12 @@ class MaskRecords:
             name: load_array(path / name, shape, dtype)
             for name, (shape, dtype) in array_files(header).items()
         }
-        grid = header["grid"]
+        grid, size = header["grid"], header["grid"] or header.get("size")
         records = cls(
             path=path,
             file_names=arrays["file_names.npy"],
             encoding=header["encoding"],
-            grid=None if grid is None else tuple(grid),
+            size=None if size is None else tuple(size),
             frame=header["frame"],
             source=header["source"],
             _arrays=arrays,
@@ -162,6 +163,9 @@ def read_header(path: Path) -> dict[str, Any]:
     if not isinstance(header["records"], int) or header["records"] < 0:
         raise UserError(f"{where}: records {header['records']!r} is not a number of rows")
     check_encoding(header["encoding"], header["grid"], where)
+    size = header.get("size")
+    if size is not None and (header["grid"] or not is_size(size)):
+        raise UserError(f"{where}: size {size!r} is not the [height, width] of PNG files")
     check_frame(header["frame"], where)
     return header
 
@@ -213,12 +217,20 @@ def map_bytes(path: Path) -> np.ndarray:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
 
 
+def is_size(value: Any) -> bool:
+    """Returns whether something is (height, width), both at least 1."""
+    return (
+        isinstance(value, list | tuple)
+        and len(value) == 2
+        and all(isinstance(side, int) and side > 0 for side in value)
+    )
+
+
 def check_encoding(encoding: Any, grid: Any, where: str) -> None:
     """Raises UserError unless the encoding is "grid" with a grid of [h, w], or "png" with none."""
     fits = grid is None
     if encoding == "grid":
-        fits = isinstance(grid, list | tuple) and len(grid) == 2
-        fits = fits and all(isinstance(side, int) and side > 0 for side in grid)
+        fits = is_size(grid)
     if encoding not in ("grid", "png") or not fits:
         raise UserError(
             f"{where}: encoding {encoding!r} with grid {grid!r} is not 'grid' with [height, width] "

@@ -97,8 +97,8 @@ def _shares(records: MaskRecords, kind: str) -> np.ndarray:
 def format_statistics(records: MaskRecords, measured: Statistics) -> str:
     """Returns the measured values as lines of text."""
     masks = records.encoding
-    if records.grid:
-        masks = f"{records.grid[0]}x{records.grid[1]} grids"
+    if records.encoding == "grid":
+        masks = f"{records.size[0]}x{records.size[1]} grids"
     frame = ", ".join(f"{key} {value}" for key, value in records.frame.items())
     lines = [
         f"{records.path}: {len(records.file_names):,} records",

@@ -80,7 +80,7 @@ def verify(path: Path, *, quick: bool) -> list[str]:
         if (spans := arrays.get(f"{kind}_spans.npy")) is not None:
             found.append(checks.gaps_between_spans(spans, len(data), f"{path}/{kind}_spans.npy"))
             if not quick:
-                found.append(_undecodable(path, kind, spans, data))
+                found.append(_undecodable(path, kind, spans, data, header.get("size")))
     for kind in KINDS:
         if not quick and {f"{kind}.npy", "kinds.npy"} <= arrays.keys():
             has = checks.has_kind(arrays["kinds.npy"], kind)
@@ -134,18 +134,21 @@ def _hash(path: Path, bar: tqdm) -> str:
     return digest.hexdigest()
 
 
-def _undecodable(path: Path, kind: str, spans: np.ndarray, data: np.ndarray) -> Iterator[str]:
-    """Yields the masks that are not grey PNG files, of the spans within the data."""
+def _undecodable(
+    path: Path, kind: str, spans: np.ndarray, data: np.ndarray, size: list[int] | None
+) -> Iterator[str]:
+    """Yields the masks that are not grey PNG files of that size, of the spans within the data."""
     rows = np.flatnonzero(checks.spans_inside(spans, len(data)) & (spans[:, 1] > 0))
     for row in tqdm(rows, unit="mask", desc=f"decoding {kind}", disable=None, leave=False):
         offset, length = spans[row]
+        what = f"{path}/{kind}.bin: the mask of row {row}, {length} bytes from {offset},"
         try:
-            pixels.decode(
-                data[offset : offset + length].tobytes(),
-                f"{path}/{kind}.bin: the mask of row {row}, {length} bytes from {offset},",
-            )
+            mask = pixels.decode(data[offset : offset + length].tobytes(), what)
         except UserError as error:
             yield str(error)
+            continue
+        if size is not None and list(mask.shape) != size:
+            yield f"{what} is {mask.shape}, not of the size {size} that masks.json tells"
 
 
 def _unannounced(path: Path, kind: str, has: np.ndarray, grids: np.ndarray) -> Iterator[str]:

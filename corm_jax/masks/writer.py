@@ -55,6 +55,7 @@ class MaskWriter:
         self._kinds = array.array("B")
         self._boxes = array.array("f")
         self._spans = {kind: array.array("q") for kind in KINDS}
+        self._sizes: set[tuple[int, int]] = set()  # of PNG masks
 
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as stack:
@@ -115,7 +116,7 @@ class MaskWriter:
                 return b""
             if not isinstance(mask, bytes):
                 raise UserError(f"{what} is not the bytes of a PNG file")
-            mask_size(mask, what)
+            self._sizes.add(mask_size(mask, what))
             return mask
         if mask is None:
             return bytes(self._grid[0] * self._grid[1])
@@ -138,6 +139,7 @@ class MaskWriter:
                 "records": len(self._names),
                 "encoding": self._encoding,
                 "grid": self._grid,
+                "size": next(iter(self._sizes)) if len(self._sizes) == 1 else None,
                 "frame": self._frame,
                 "source": self._source,
                 "sha256": {f.name: file_hash(f) for f in sorted(self._directory.iterdir())},

@@ -32,6 +32,7 @@ class Masks:
 
     encoding: str
     frame: dict[str, Any]
+    size: tuple[int, int] | None = None  # known: resampled on the device where that is larger
 
 
 def wave(y: np.ndarray, x: np.ndarray) -> np.ndarray:
@@ -130,10 +131,11 @@ def check_aligned(batch: dict[str, np.ndarray], margin: int, tolerance: float) -
 
 # Tolerances in levels, where half a pixel of the image is 3 and the bilinear interpolation of the
 # wave from cells of size h is off by 120 (2 pi h / 60)^2 / 8. Rounding takes 1; JPEG up to 4.
-MASK_KINDS = {  # cell in pixels of the image, whether a grid, tolerance
-    "of the image's size": (1, False, 1.5),
-    "of half the size": (2, False, 2.5),
-    "of a grid": (5, True, 6.0),
+MASK_KINDS = {  # cell in pixels of the image, encoding, whether of one known size, tolerance
+    "of the image's size": (1, "png", False, 1.5),
+    "of half the size": (2, "png", False, 2.5),
+    "of half the size, known": (2, "png", True, 2.5),
+    "of a grid": (5, "grid", True, 6.0),
 }
 
 
@@ -148,11 +150,11 @@ def margin_of(cell: int, image_size: int, crop: int) -> int:
 def test_training_keeps_masks_aligned(
     kind: str, frame: dict, size: tuple[int, int], image_size: int
 ) -> None:
-    cell, grid, tolerance = MASK_KINDS[kind]
+    cell, encoding, known, tolerance = MASK_KINDS[kind]
     extent = frame_in_pixels(frame, size)[2:]
     mask_size = (round(extent[0] / cell), round(extent[1] / cell))
-    example = make_example(size, frame, mask_size, grid=grid, suffix="PNG")
-    masks = Masks("grid" if grid else "png", frame)
+    example = make_example(size, frame, mask_size, grid=encoding == "grid", suffix="PNG")
+    masks = Masks(encoding, frame, mask_size if known else None)
     operations = preprocess.training(
         masks, image_size=image_size, area=(0.35, 1.0), flip=True, seed=7
     )
@@ -172,11 +174,11 @@ def test_evaluation_keeps_masks_aligned(
     The average over a triangle of half-width s (here 2 pixels) takes 120 (2 pi s / 60)^2 / 12,
     0.4 levels, off the wave's crests.
     """
-    cell, grid, tolerance = MASK_KINDS[kind]
+    cell, encoding, known, tolerance = MASK_KINDS[kind]
     extent = frame_in_pixels(frame, size)[2:]
     mask_size = (round(extent[0] / cell), round(extent[1] / cell))
-    example = make_example(size, frame, mask_size, grid=grid, suffix="PNG")
-    masks = Masks("grid" if grid else "png", frame)
+    example = make_example(size, frame, mask_size, grid=encoding == "grid", suffix="PNG")
+    masks = Masks(encoding, frame, mask_size if known else None)
     operations = preprocess.evaluation(masks, image_size=image_size, share=0.875)
     margin = margin_of(cell, image_size, crop=105)
     check_aligned(run(operations, example, positions=1), margin, tolerance + 0.5)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -215,3 +216,20 @@ def test_a_record_of_another_aspect_is_fatal_and_names_both(
         list(loader.batches(0, count))
     assert f"{path}: record of 'class1/3' is 40x32 pixels" in str(caught.value)
     assert "images/class1/3.jpg" in str(caught.value)
+
+
+def test_a_record_of_another_size_than_the_header_tells_is_fatal_and_named(
+    config: ConfigDict, tmp_path: Path
+) -> None:
+    path = tmp_path / "records"
+    with MaskWriter(path, encoding="png") as writer:
+        for file in sorted(Path(config.data.folder, "images").rglob("*.jpg")):
+            name = f"{file.parent.name}/{file.stem}"
+            writer.add(name, core=as_png(np.full((40, 32), 255, np.uint8)))
+    header = json.loads((path / "masks.json").read_text())
+    assert header["size"] == [40, 32]
+    (path / "masks.json").write_text(json.dumps(header | {"size": [20, 16]}))
+    config.data.masks, config.data.image_size = str(path), 48  # larger than the masks
+    loader = training_loader(config, open_dataset(config).train, (0, 1))
+    with pytest.raises(UserError, match=r"is 32x40 pixels, masks.json says 16x20"):
+        next(loader.batches(0, 1))

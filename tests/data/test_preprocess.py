@@ -23,6 +23,7 @@ class Masks:
 
     encoding: str = "png"
     frame: dict[str, Any] = dataclasses.field(default_factory=lambda: FULL_FRAME)
+    size: tuple[int, int] | None = None
 
 
 def encode(image: Image.Image, suffix: str, **options: Any) -> bytes:

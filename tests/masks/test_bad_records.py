@@ -155,6 +155,7 @@ def edit_header(path: Path, **changes: object) -> None:
         ({"records": "many"}, "many"),
         ({"encoding": "png"}, "encoding 'png'"),
         ({"grid": [3, 2]}, "core.npy"),
+        ({"size": [2, 3]}, r"size \[2, 3\] is not"),
         ({"frame": "full"}, "frame full"),
         ({"frame": {"type": "center_crop", "resize": 224, "crop": 256}}, "outside its image"),
         ({"frame": {"type": "center_crop", "resize": "a", "crop": "b"}}, "outside its image"),

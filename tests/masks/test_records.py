@@ -29,7 +29,7 @@ WHITE = np.full((3, 5), 255, np.uint8)
 def test_grids_of_either_kind_or_none_come_back(grid_records: Path) -> None:
     records = MaskRecords.open(grid_records)
     assert records.encoding == "grid"
-    assert records.grid == (2, 3)
+    assert records.size == (2, 3)
     assert records.frame == {"type": "full"}
     assert records.file_names.tolist() == [b"both", b"none"]
     assert records.has("core").tolist() == records.has("spurious").tolist() == [True, False]
@@ -42,7 +42,7 @@ def test_grids_of_either_kind_or_none_come_back(grid_records: Path) -> None:
 def test_png_files_come_back_byte_by_byte(png_records: Path) -> None:
     records = MaskRecords.open(png_records)
     assert records.encoding == "png"
-    assert records.grid is None
+    assert records.size == (3, 5)
     assert records.has("core").tolist() == [True, False]
     assert records.has("spurious").tolist() == [False, True]
     assert records.png("core", 0) == png(WHITE)
