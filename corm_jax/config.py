@@ -77,11 +77,18 @@ def base_config(objective: str) -> ConfigDict:
     evaluation.trials = 10  # draws of noise for each image
     evaluation.sigma = 0.25  # standard deviation of the noise, pixels in [0, 1]
     evaluation.seed = 0  # of the noise: the same for every model
+    evaluation.extra = ""  # more TFDS sets, comma-separated: clean accuracy on their test split
 
     config.checkpoint = ConfigDict()
     config.checkpoint.every = 300  # steps
     config.checkpoint.best = "core"  # metric whose best checkpoint is kept beside the latest
     return config
+
+
+def extra_sets(config: ConfigDict) -> tuple[str, ...]:
+    """Returns the names in `config.eval.extra`, each once."""
+    names = (name.strip() for name in config.eval.extra.split(","))
+    return tuple(dict.fromkeys(name for name in names if name))
 
 
 def number_of_keys(config: ConfigDict) -> int:

@@ -18,7 +18,13 @@ from ml_collections import ConfigDict
 
 import corm_jax
 from corm_jax.errors import UserError
-from corm_jax.evaluate import DEFINITIONS, core_region, dilations, noisy_pair
+from corm_jax.evaluate import (
+    DEFINITIONS,
+    core_region,
+    dilations,
+    extra_definitions,
+    noisy_pair,
+)
 from corm_jax.files import read_json, replacing, write_json
 from corm_jax.steps import expand_batch
 
@@ -36,6 +42,7 @@ def results(
     config: ConfigDict,
     *,
     metrics: dict[str, float],
+    extra: dict[str, dict[str, float]],
     seconds: float,
     skipped: list[str],
     counts: dict[str, int],
@@ -44,16 +51,25 @@ def results(
 
     Args:
       config: the run's config.
-      metrics: of the final evaluation.
+      metrics: of the final evaluation on the validation split.
+      extra: of each extra set: clean, clean_plain, images, and how many classes occur in it.
       seconds: time spent on training steps and their compilation.
       skipped: images that could not be decoded.
       counts: of the join of images and masks.
     """
+    definitions = {name: DEFINITIONS[name] for name in metrics}
+    for name, found in extra.items():
+        metrics = metrics | {name: found["clean"], f"{name}_plain": found["clean_plain"]}
+        definitions |= extra_definitions(name, int(found["classes"]))
     return {
         "objective": config.objective,
         "model": config.model.name,
         "metrics": metrics,
-        "definitions": {name: DEFINITIONS[name] for name in metrics},
+        "definitions": definitions,
+        "extra_sets": {
+            name: {"images": found["images"], "classes": found["classes"]}
+            for name, found in extra.items()
+        },
         "protocol": {
             "name": "complement",
             "sigma": config.eval.sigma,
@@ -173,10 +189,11 @@ def _save(figure: Figure, path: Path) -> None:
 
 
 def summary_row(results: dict[str, Any]) -> dict[str, Any]:
-    """Returns {objective, clean, core, spurious, rcs, counterfactual, seconds} of a run."""
+    """Returns {objective, clean, core, spurious, rcs, each extra set, seconds} of a run."""
     metrics = results["metrics"]
     row = {"objective": results["objective"]}
-    row |= {key: metrics[key] for key in SUMMARY_KEYS if key in metrics}
+    names = dict.fromkeys((*SUMMARY_KEYS, *results["extra_sets"]))
+    row |= {name: metrics[name] for name in names if name in metrics}
     return {**row, "seconds": results["train_seconds"]}
 
 
@@ -192,13 +209,16 @@ def _finished_row(workdir: Path) -> dict[str, Any]:
 
 def format_table(rows: list[dict[str, Any]]) -> str:
     """Returns runs as a table; accuracies in percent."""
-    keys = [key for key in SUMMARY_KEYS if any(key in row for row in rows)]
-    lines = ["  ".join([f"{'objective':<14}", *(f"{key:>14}" for key in (*keys, "seconds"))])]
+    keys = list(dict.fromkeys(k for row in rows for k in row if k not in ("objective", "seconds")))
+    widths = [max(14, len(key)) for key in keys]
+    header = [f"{key:>{width}}" for key, width in zip(keys, widths, strict=True)]
+    lines = ["  ".join([f"{'objective':<14}", *header, f"{'seconds':>14}"])]
     for row in rows:
         cells = [f"{row['objective']:<14}"]
-        for key in keys:
+        for key, width in zip(keys, widths, strict=True):
             value = row.get(key, float("nan"))
-            cells.append(f"{value:>14.3f}" if key == "rcs" else f"{100 * value:>13.1f}%")
+            shown = f"{value:.3f}" if key == "rcs" else f"{100 * value:.1f}%"
+            cells.append(f"{shown:>{width}}")
         lines.append("  ".join([*cells, f"{row['seconds']:>14.0f}"]))
     return "\n".join(lines)
 

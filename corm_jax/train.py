@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import math
 import time
@@ -17,8 +18,14 @@ from tqdm import tqdm
 from corm_jax import report
 from corm_jax.checkpoint import Checkpoints
 from corm_jax.config import check_config, refuse_other_config
-from corm_jax.data.dataset import Dataset, evaluation_loader, open_dataset, training_loader
-from corm_jax.data.pipeline import Loader
+from corm_jax.data.dataset import (
+    Dataset,
+    evaluation_loader,
+    occurring_classes,
+    open_dataset,
+    training_loader,
+)
+from corm_jax.data.pipeline import Loader, Split
 from corm_jax.errors import UserError
 from corm_jax.evaluate import PROTOCOLS, EvalStep, evaluate, make_eval_step
 from corm_jax.files import read_json, write_json
@@ -119,10 +126,11 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
             checkpoints.wait()  # for a save in the background, which the exit would cut off
             raise
         checkpoints.close()
-    metrics, skipped = _final_metrics(setup, state)
+    metrics, extra, skipped = _final_metrics(setup, state)
     results = report.results(
         config,
         metrics=metrics,
+        extra=extra,
         seconds=run["seconds"],
         skipped=[*run["skipped"].values(), *skipped],
         counts=setup.dataset.counts,
@@ -197,7 +205,12 @@ def _loop(
         if evaluate_now:
             progress.finish()
             measured, _ = _evaluate(
-                setup, state, setup.complement, "validation", config.eval.subset
+                setup,
+                state,
+                setup.complement,
+                "validation",
+                setup.dataset.validation,
+                config.eval.subset,
             )
             history.write(step, {f"validation/{name}": v for name, v in measured.items()})
             progress.note(
@@ -232,16 +245,14 @@ def _fetch_finite(pending: list[tuple[int, dict[str, jax.Array]]]) -> dict[str, 
 
 
 def _evaluate(
-    setup: Setup, state: TrainState, protocol: EvalStep, split: str, size: int = 0
+    setup: Setup, state: TrainState, protocol: EvalStep, name: str, split: Split, size: int = 0
 ) -> tuple[dict[str, float], list[str]]:
     """Returns (metrics, where the images are that could not be decoded)."""
-    loader, count = evaluation_loader(
-        setup.config, getattr(setup.dataset, split), setup.shard, size
-    )
+    loader, count = evaluation_loader(setup.config, split, setup.shard, size)
     batches = tqdm(
         loader.batches(0, count),
         total=count,
-        desc=f"evaluating on {split}",
+        desc=f"evaluating on {name}",
         unit="batch",
         leave=False,
         disable=None,  # no bar in a log file
@@ -250,19 +261,27 @@ def _evaluate(
     return metrics, list(loader.skipped.values())
 
 
-def _final_metrics(setup: Setup, state: TrainState) -> tuple[dict[str, float], list[str]]:
-    """Evaluates on all of the validation split and, where there is one, the counterfactual one.
+def _final_metrics(
+    setup: Setup, state: TrainState
+) -> tuple[dict[str, float], dict[str, dict[str, float]], list[str]]:
+    """Evaluates on all of the validation split and of the extra sets.
 
     Returns:
-      (metrics, where the images are that could not be decoded).
+      (metrics of the validation split, of each extra set with its number of `classes`, where the
+      images are that could not be decoded).
     """
-    logger.info("evaluating on %d validation images", len(setup.dataset.validation.images))
-    metrics, skipped = _evaluate(setup, state, setup.complement, "validation")
-    if setup.dataset.counterfactual is not None:
-        found, more = _evaluate(setup, state, setup.clean, "counterfactual")
-        metrics["counterfactual"] = found["clean"]
+    dataset = setup.dataset
+    logger.info("evaluating on %d validation images", len(dataset.validation.images))
+    metrics, skipped = _evaluate(setup, state, setup.complement, "validation", dataset.validation)
+    extra = {}
+    for name, split in dataset.extra.items():
+        logger.info("evaluating on %d images of %s", len(split.images), name)
+        classes = occurring_classes(name, split)
+        protocol = functools.partial(setup.clean, classes=classes)
+        extra[name], more = _evaluate(setup, state, protocol, name, split)
+        extra[name]["classes"] = int(classes.sum())
         skipped += more
-    return metrics, skipped
+    return metrics, extra, skipped
 
 
 def _draw(setup: Setup, history: History, metrics: dict[str, float]) -> None:

@@ -1,6 +1,7 @@
 """The evaluation protocols against an independent computation in numpy and scipy."""
 
 import math
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -157,8 +158,26 @@ def test_results_depend_on_neither_batch_size_nor_devices(
 def test_clean_protocol_counts_what_complement_does(results, variables, examples):
     mesh = mesh_of(1)
     step = make_eval_step(PROTOCOLS["clean"](Linear(CLASSES), CONFIG), mesh)
+    step = partial(step, classes=np.ones(CLASSES, bool))
     found = evaluate(step, variables, batches(examples, 7), mesh)
     assert found == {key: results[key] for key in ("clean", "clean_plain", "images")}
+
+
+def test_clean_predictions_are_taken_among_the_given_classes(variables, examples, kernel):
+    """Images of classes 0 and 2 alone; of all three, class 1 would often be predicted."""
+    logits = examples["image"].reshape(IMAGES, -1) / 255 @ kernel
+    predicted = np.where(logits[:, 0] > logits[:, 2], 0, 2).astype(np.int32)
+    assert (predicted != logits.argmax(axis=1)).any()
+    labels = predicted.copy()
+    labels[::3] = 2 - labels[::3]
+    hits = predicted == labels
+    mesh = mesh_of(8)
+    step = make_eval_step(PROTOCOLS["clean"](Linear(CLASSES), CONFIG), mesh)
+    step = partial(step, classes=np.array([True, False, True]))
+    found = evaluate(step, variables, batches({**examples, "label": labels}, 8), mesh)
+    means = [hits[labels == label].mean() for label in (0, 2)]
+    assert found["clean"] == pytest.approx(np.mean(means), abs=1e-6)
+    assert found["clean_plain"] == pytest.approx(hits.mean(), abs=1e-6)
 
 
 def test_without_any_mask_core_accuracy_is_unknown(variables, examples):

@@ -20,10 +20,14 @@ METRICS = {
 }
 
 
-def finish(workdir: Path, objective: str, **more: float) -> dict:
+def finish(workdir: Path, objective: str, **extra: float) -> dict:
     content = report.results(
         base_config(objective),
-        metrics={**METRICS, **more},
+        metrics=METRICS,
+        extra={
+            name: {"clean": clean, "clean_plain": clean / 2, "images": 30.0, "classes": 5}
+            for name, clean in extra.items()
+        },
         seconds=83.456,
         skipped=[],
         counts={"images": 8400},
@@ -68,6 +72,26 @@ def test_report_compares_runs_and_writes_the_summary(
         "counterfactual": 0.25,
         "seconds": 83.46,
     }
+
+
+def test_extra_sets_are_defined_and_have_their_columns(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = "imagenet_v2/matched-frequency"
+    content = finish(tmp_path / "a", "erm", **{name: 0.625, "imagenet_a": 0.125})
+    finish(tmp_path / "b", "corm", imagenet_a=0.25)
+    assert content["metrics"][name] == 0.625
+    assert content["metrics"][f"{name}_plain"] == 0.3125
+    assert content["definitions"].keys() == content["metrics"].keys()
+    assert f"test split of {name}" in content["definitions"][name]
+    assert "among the 5 classes that occur there" in content["definitions"]["imagenet_a"]
+    assert content["extra_sets"]["imagenet_a"] == {"images": 30.0, "classes": 5}
+    assert report.main([str(tmp_path / "a"), str(tmp_path / "b")]) == 0
+    header, first, second, *_ = capsys.readouterr().out.splitlines()
+    assert header.split()[5:] == [name, "imagenet_a", "seconds"]
+    assert first.split()[5:7] == ["62.5%", "12.5%"]
+    assert second.split()[5:7] == ["nan%", "25.0%"]
+    assert len(header) == len(first) == len(second)
 
 
 def test_runs_without_counterfactual_images_have_no_such_column(

@@ -1,12 +1,14 @@
 """From the config to images joined with masks."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from ml_collections import ConfigDict
+from tqdm import tqdm
 
+from corm_jax.config import extra_sets
 from corm_jax.data import folder, join, order, pipeline, prepare, preprocess, tfds_source
 from corm_jax.errors import UserError, lookup
 from corm_jax.masks.records import MaskRecords, MaskSource
@@ -19,25 +21,44 @@ class Dataset:
     Attributes:
       train: training images.
       validation: images that metrics with masks are measured on.
-      counterfactual: images whose background is independent of the class, None if there are none.
+      extra: images that clean accuracy alone is measured on, by name: "counterfactual", whose
+        backgrounds are independent of the class, and the data sets of `config.eval.extra`.
       class_names: names of the classes, in the order of the labels.
       counts: what the join counted, for the results.
     """
 
     train: pipeline.Split
     validation: pipeline.Split
-    counterfactual: pipeline.Split | None
+    extra: dict[str, pipeline.Split]
     class_names: tuple[str, ...]
     counts: dict[str, int]
 
 
 def open_dataset(config: ConfigDict) -> Dataset:
-    """Opens the data that `config.data` names.
+    """Opens the data that `config.data` and `config.eval.extra` name.
 
     Raises:
-      UserError: if it is not there, or its masks belong to other images; says what to do.
+      UserError: if it is not there, its masks belong to other images, or an extra set has other
+        classes; says what to do.
     """
-    return lookup(SOURCES, config.data.source, "config.data.source")(config)
+    dataset = lookup(SOURCES, config.data.source, "config.data.source")(config)
+    extra = {name: _open_extra(config, name, dataset) for name in extra_sets(config)}
+    return replace(dataset, extra=dataset.extra | extra)
+
+
+def _open_extra(config: ConfigDict, name: str, dataset: Dataset) -> pipeline.Split:
+    images = tfds_source.TfdsImages(tfds_source.find_prepared(name, _data_dir(config)), EXTRA_SPLIT)
+    if images.class_names != dataset.class_names:
+        raise UserError(
+            f"config.eval.extra: the {len(images.class_names)} classes of {name} are not the "
+            f"{len(dataset.class_names)} of the training images; name sets of the same classes"
+        )
+    no_rows = np.full(len(images), -1)
+    return pipeline.Split(images, dataset.train.masks, no_rows, no_rows >= 0)
+
+
+def _data_dir(config: ConfigDict) -> Path:
+    return Path(config.data.data_dir or tfds_source.default_data_dir()).expanduser()
 
 
 def _open_folder(config: ConfigDict) -> Dataset:
@@ -52,7 +73,7 @@ def _open_folder(config: ConfigDict) -> Dataset:
 
 def _open_tfds(config: ConfigDict) -> Dataset:
     data = config.data
-    data_dir = Path(data.data_dir or tfds_source.default_data_dir()).expanduser()
+    data_dir = _data_dir(config)
     if data.tfds_name.partition("/")[0] == prepare.EMBEDDED:
         directory, own_masks = prepare.prepare_embedded(data.tfds_name, data_dir)
     else:
@@ -72,6 +93,7 @@ def _open_tfds(config: ConfigDict) -> Dataset:
 
 
 SOURCES = {"tfds": _open_tfds, "folder": _open_folder}
+EXTRA_SPLIT = "test"  # the one split of TFDS's imagenet_v2, imagenet_a and imagenet_r
 
 
 def _join(
@@ -91,12 +113,12 @@ def _join(
         rows = joined.rows[begin : begin + len(source)]
         begin += len(source)
         splits[name] = pipeline.Split(source, masks, rows, has_core[rows])
-        if not splits[name].has_mask.any():
+        if name in ("train", "validation") and not splits[name].has_mask.any():
             raise UserError(f"no image of the {name} split has a core mask ({where})")
     return Dataset(
-        train=splits["train"],
-        validation=splits["validation"],
-        counterfactual=splits.get("counterfactual"),
+        train=splits.pop("train"),
+        validation=splits.pop("validation"),
+        extra=splits,
         class_names=images["train"].class_names,
         counts={
             "images": len(everything),
@@ -150,6 +172,23 @@ def evaluation_loader(
         shard=shard,
     )
     return loader, -(-len(indices) // config.eval.batch_size)
+
+
+def occurring_classes(name: str, split: pipeline.Split) -> np.ndarray:
+    """Returns bool [C]: the classes that images of a split have; reads all of them.
+
+    Args:
+      name: of the split, for the progress bar.
+      split: the images.
+    """
+    images = split.images
+    occurs = np.zeros(len(images.class_names), bool)
+    with tqdm(total=len(images), desc=f"classes of {name}", leave=False, disable=None) as bar:
+        for start in range(0, len(images), 256):
+            indices = range(start, min(start + 256, len(images)))
+            occurs[[label for _, label in images.read(indices)]] = True
+            bar.update(len(indices))
+    return occurs
 
 
 BAD_IMAGES = {choice: choice for choice in ("skip", "error")}
