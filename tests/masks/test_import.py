@@ -18,7 +18,6 @@ from PIL import Image
 from salient import GOLDFISH, TENCH, annotation_rows, halves, write_annotations, write_archive
 
 from corm_jax.masks.__main__ import main
-from corm_jax.masks.png import encode, mask_size
 from corm_jax.masks.records import MaskRecords
 
 OUTPUT = "out"
@@ -106,26 +105,6 @@ def test_an_error_of_a_process_is_one_line_without_traceback(
     assert (code, output) == (1, "")
     assert errors.startswith("error: cannot read ")
     assert errors.count("\n") == 1
-
-
-def test_masks_that_are_black_and_white_take_one_bit(flags: list[str], tmp_path: Path) -> None:
-    assert main(flags) == 0
-    records = MaskRecords.open(tmp_path / OUTPUT)
-    bits = {
-        name.decode(): records.png("core", row)[24]
-        for row, name in enumerate(records.file_names)
-        if records.has("core")[row]
-    }
-    assert bits == {f"{TENCH}_1.JPEG": 8, f"{TENCH}_2.JPEG": 8, f"{TENCH}_4.JPEG": 1}
-    np.testing.assert_array_equal(decoded(records, "core", f"{TENCH}_4.JPEG"), halves(255, 255))
-
-
-@pytest.mark.parametrize("levels", [(0, 255), (0, 1), (254, 255), (0, 0), (255, 255), (0, 128)])
-def test_png_keeps_every_level(levels: tuple[int, int]) -> None:
-    mask = np.random.default_rng(0).choice(np.array(levels, np.uint8), (5, 9))
-    data = encode(mask)
-    assert mask_size(data, "mask") == (5, 9)
-    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(data)).convert("L")), mask)
 
 
 def test_a_grid_holds_the_means_of_its_cells(flags: list[str], tmp_path: Path) -> None:
