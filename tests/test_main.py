@@ -39,6 +39,7 @@ def test_a_run_from_start_to_end_and_after(tmp_path: Path, shapes_data_dir: Path
         rf"step 8: on 24 validation images: clean {number}, core {number}, .*",
         f"step 12/12  {progress}",
         "evaluating on 48 validation images",
+        "evaluating on 48 images of counterfactual",
     ]
     lines = errors.splitlines()
     assert len(lines) == len(expected), errors
