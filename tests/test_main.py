@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from corm_jax.command_line import check_overrides, load_config
 from corm_jax.errors import UserError
-from corm_jax.evaluate import DEFINITIONS
+from corm_jax.evaluate import DEFINITIONS, extra_definitions
 
 
 def contents(directory: Path) -> dict[str, bytes]:
@@ -56,7 +56,9 @@ def test_a_run_from_start_to_end_and_after(tmp_path: Path, shapes_data_dir: Path
     assert metrics["images"] == metrics["images_with_core"] == 48
     for name in ("clean", "clean_plain", "core", "spurious", "counterfactual"):
         assert 0 <= metrics[name] <= 1
-    assert results["definitions"] == {name: DEFINITIONS[name] for name in metrics}
+    assert results["definitions"] == DEFINITIONS | extra_definitions("counterfactual", 6)
+    assert results["definitions"].keys() == metrics.keys()
+    assert results["extra_sets"] == {"counterfactual": {"images": 48, "classes": 6}}
     assert results["protocol"]["sigma"] == 0.3
     assert results["protocol"]["trials"] == SMALL["eval.trials"]
     assert results["seed"] == 0

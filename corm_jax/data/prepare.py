@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import tensorflow_datasets as tfds
+from PIL import Image
 from tqdm import tqdm
 
 from corm_jax.data.spurious_shapes import SpuriousShapes
@@ -16,10 +17,18 @@ from corm_jax.data.tfds_source import TfdsImages, check_features, split_names
 from corm_jax.errors import UserError, lookup, nearest
 from corm_jax.files import locked, reporting
 from corm_jax.masks.writer import MaskWriter
+from corm_jax.recipes import IMAGENET_TRAINING_IMAGES
 
 logger = logging.getLogger(__name__)
 
 EMBEDDED = "spurious_shapes"
+SAMPLED_EVERY = 1000
+PUBLISHED_COUNTS = {
+    "imagenet2012": {"train": IMAGENET_TRAINING_IMAGES, "validation": 50_000},
+    "imagenet_v2": {"test": 10_000},
+    "imagenet_a": {"test": 7_500},
+    "imagenet_r": {"test": 30_000},
+}
 
 
 def prepare_embedded(name: str, data_dir: Path) -> tuple[Path, Path]:
@@ -74,10 +83,12 @@ def _write_masks(builder: tfds.core.DatasetBuilder, path: Path) -> None:
 def prepare(name: str, data_dir: Path, manual_dir: Path | None) -> None:
     """Prepares a data set as array_record files, checks it, and prints a summary.
 
+    What is prepared already is only checked.
+
     Args:
       name: TFDS's name of the data set, "data_set" or "data_set/config".
       data_dir: where TFDS data sets are.
-      manual_dir: where the archives are that TFDS cannot download, if it needs any.
+      manual_dir: where the archives are that TFDS cannot, or need not, download.
 
     Raises:
       UserError: if there is no such data set, it cannot be used, archives are missing, or the
@@ -87,26 +98,79 @@ def prepare(name: str, data_dir: Path, manual_dir: Path | None) -> None:
         directory, _ = prepare_embedded(name, data_dir)
     else:
         builder = _tfds_builder(name, data_dir)
-        directory = Path(builder.data_dir)
         check_features(builder)
-        _check_archives(builder, manual_dir)
-        try:
-            with reporting(directory):
-                builder.download_and_prepare(
-                    download_config=tfds.download.DownloadConfig(manual_dir=manual_dir)
-                )
-        except tarfile.TarError as error:
-            raise UserError(
-                f"an archive in {manual_dir} is damaged ({error}); download it again"
-            ) from error
+        directory = Path(builder.data_dir)
+        if not (directory / "dataset_info.json").exists():
+            _check_archives(builder, manual_dir)
+            _generate(builder, manual_dir)
     for split in split_names(directory):
-        images = TfdsImages(directory, split)
-        if len(np.unique(images.file_names)) != len(images):
-            raise UserError(f"{directory}: split {split} has two images of one file name")
-        for index in tqdm(range(0, len(images), 1000), desc=f"checking {split}", leave=False):
-            images.read([index])
-        print(f"{name} {split}: {len(images)} images, {len(images.class_names)} classes")
+        _check_split(name, split, TfdsImages(directory, split))
     print(f"prepared in {directory}")
+
+
+def _generate(builder: tfds.core.DatasetBuilder, manual_dir: Path | None) -> None:
+    """Writes a data set from its archives; downloads those that are not in `manual_dir`."""
+    if not sys.stderr.isatty():
+        tfds.disable_progress_bar()  # hundreds of lines in a log file
+    config = tfds.download.DownloadConfig(manual_dir=manual_dir)
+    try:
+        with reporting(Path(builder.data_dir)):
+            _download_and_prepare(builder, config)
+    except tarfile.TarError as error:
+        raise UserError(
+            f"an archive in {manual_dir} is damaged ({error}); download it again"
+        ) from error
+    except tfds.download.download_manager.NonMatchingChecksumError as error:
+        what = str(error).partition(":\n")[0]  # which file, and which address it stands for
+        raise UserError(f"{what}: damaged, or another file; download it again") from error
+
+
+def _download_and_prepare(
+    builder: tfds.core.DatasetBuilder, config: tfds.download.DownloadConfig
+) -> None:
+    try:
+        builder.download_and_prepare(download_config=config)
+    except (OSError, tfds.download.DownloadError) as error:
+        if getattr(error, "errno", None) is not None:
+            raise  # the operating system's, not the network's
+        archives = ", ".join(
+            f"{info.filename} ({url})" for url, info in (builder.url_infos or {}).items()
+        )
+        raise UserError(
+            f"{builder.name} cannot be prepared: {' '.join(str(error).split())}. Without network, "
+            f"put what it downloads into a directory and name that with --manual_dir: {archives}"
+        ) from error
+
+
+def _check_split(name: str, split: str, images: TfdsImages) -> None:
+    """Checks names, number and a sample of a split's images; prints its summary line."""
+    if len(np.unique(images.file_names)) != len(images):
+        raise UserError(f"{name}: split {split} has two images of one file name")
+    damaged = []
+    sample = range(0, len(images), SAMPLED_EVERY)
+    for index in tqdm(sample, desc=f"checking {split}", leave=False, disable=None):
+        ((encoded, _),) = images.read([index])
+        if not _decodes(encoded):
+            damaged.append(images.describe(index))
+    if damaged:
+        logger.warning(
+            "%s: %d of %d images looked at cannot be decoded, such as %s; training leaves them out "
+            "with --config.data.bad_images=skip",
+            *(split, len(damaged), len(sample), damaged[0]),
+        )
+    expected = PUBLISHED_COUNTS.get(name.partition("/")[0], {}).get(split, len(images))
+    if len(images) != expected:
+        logger.warning("%s: %d images, where %s has %d", split, len(images), name, expected)
+    print(f"{name} {split}: {len(images)} images, {len(images.class_names)} classes")
+
+
+def _decodes(encoded: bytes) -> bool:
+    try:
+        with Image.open(io.BytesIO(encoded), formats=("JPEG", "PNG")) as image:
+            image.load()
+    except (OSError, SyntaxError):  # Pillow raises the latter for damaged PNG files
+        return False
+    return True
 
 
 def _tfds_builder(name: str, data_dir: Path) -> tfds.core.DatasetBuilder:
@@ -117,8 +181,9 @@ def _tfds_builder(name: str, data_dir: Path) -> tfds.core.DatasetBuilder:
             f"unknown data set {data_set!r}{nearest(data_set, [*known, EMBEDDED])}; "
             f"valid: those of tensorflow_datasets, and {EMBEDDED}"
         )
-    if config:
-        lookup(tfds.builder_cls(data_set).builder_configs, config, f"config of {data_set}")
+    configs = tfds.builder_cls(data_set).builder_configs
+    if config or configs:
+        lookup(configs, config, f"config of {data_set}")
     return tfds.builder(name, data_dir=data_dir, file_format="array_record")
 
 

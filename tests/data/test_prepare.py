@@ -1,15 +1,14 @@
 """`python -m corm_jax.data prepare`, in real processes, and ImageNet's real layout."""
 
-import io
 import os
 import subprocess
 import sys
-import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+import tensorflow_datasets as tfds
+from fake_imagenet import WNIDS, jpeg, prepare_test_set, tar, write_ilsvrc
 
 from corm_jax.config import base_config
 from corm_jax.data.dataset import evaluation_loader, open_dataset
@@ -69,6 +68,7 @@ def test_imagenet_names_the_archive_that_is_missing(tmp_path: Path) -> None:
         ("imagnet2012", r"unknown data set 'imagnet2012' \(did you mean 'imagenet2012'\?\)"),
         ("spurious_shape/tiny", r"did you mean 'spurious_shapes'\?"),
         ("spurious_shapes/tinny", r"config of spurious_shapes 'tinny' \(did you mean 'tiny'\?\)"),
+        ("imagenet_v2", r"config of imagenet_v2 ''; valid: matched-frequency, threshold-0.7, top"),
         ("glue/colla", r"config of glue 'colla' \(did you mean 'cola'\?\)"),
         ("cifar10", r"cifar10/\S+ cannot be used: its examples lack file_name"),
     ],
@@ -88,38 +88,10 @@ def test_a_data_dir_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         prepare("spurious_shapes/tiny", tmp_path / "file", None)
 
 
-WNIDS = ("n01440764", "n01443537")
-IMAGE = np.random.default_rng(0).integers(0, 256, (30, 50, 3), np.uint8)
-
-
-def jpeg() -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(IMAGE).save(file, "JPEG")
-    return file.getvalue()
-
-
-def write_tar(path: Path, files: dict[str, bytes]) -> bytes:
-    with tarfile.open(path, "w") as archive:
-        for name, content in files.items():
-            entry = tarfile.TarInfo(name)
-            entry.size = len(content)
-            archive.addfile(entry, io.BytesIO(content))
-    return path.read_bytes()
-
-
 @pytest.fixture
 def archives(tmp_path: Path) -> Path:
-    """The two ILSVRC archives, with 3 training images of 2 classes and 4 validation images."""
     path = tmp_path / "archives"
-    path.mkdir()
-    inner = {
-        f"{wnid}.tar": write_tar(path / "t", {f"{wnid}_{i}.JPEG": jpeg() for i in range(3)})
-        for wnid in WNIDS
-    }
-    (path / "t").unlink()
-    write_tar(path / "ILSVRC2012_img_train.tar", inner)
-    validation = {f"ILSVRC2012_val_{i:08d}.JPEG": jpeg() for i in range(1, 5)}
-    write_tar(path / "ILSVRC2012_img_val.tar", validation)
+    write_ilsvrc(path)
     return path
 
 
@@ -171,3 +143,61 @@ def test_masks_must_be_named_for_a_data_set_without_its_own(tmp_path: Path, arch
     config.data.tfds_name, config.data.data_dir = "imagenet2012", str(tmp_path / "data")
     with pytest.raises(UserError, match=r"imagenet2012 has no masks.*--config.data.masks=DIR"):
         open_dataset(config)
+
+
+def test_preparing_again_needs_no_archives_and_leaves_every_file_as_it_is(
+    tmp_path: Path, archives: Path, capsys: pytest.CaptureFixture
+) -> None:
+    prepare("imagenet2012", tmp_path / "data", archives)
+    first = capsys.readouterr().out
+    files = {p: p.stat().st_mtime_ns for p in (tmp_path / "data").rglob("*") if p.is_file()}
+    prepare("imagenet2012", tmp_path / "data", None)
+    assert capsys.readouterr().out.splitlines()[-3:] == first.splitlines()[-3:]
+    assert files == {p: p.stat().st_mtime_ns for p in (tmp_path / "data").rglob("*") if p.is_file()}
+
+
+def test_other_numbers_of_images_than_published_are_said(
+    tmp_path: Path, archives: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    prepare("imagenet2012", tmp_path / "data", archives)
+    messages = [r.getMessage() for r in caplog.records if r.name == "corm_jax.data.prepare"]
+    assert messages == [
+        "train: 6 images, where imagenet2012 has 1281167",
+        "validation: 4 images, where imagenet2012 has 50000",
+    ]
+
+
+def test_images_that_cannot_be_decoded_are_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("corm_jax.data.prepare.SAMPLED_EVERY", 1)
+    images = {f"{WNIDS[0]}/{i}.jpg": jpeg(i) for i in range(4)}
+    images[f"{WNIDS[1]}/cut.jpg"] = jpeg()[:300]
+    images[f"{WNIDS[1]}/text.jpg"] = b"no image"
+    prepare_test_set("imagenet_a", images, tmp_path / "data", tmp_path / "manual", monkeypatch)
+    (message,) = (r.getMessage() for r in caplog.records if "decoded" in r.getMessage())
+    assert message.startswith("test: 2 of 6 images looked at cannot be decoded, such as imagenet_a")
+    assert message.endswith("--config.data.bad_images=skip")
+
+
+def test_another_archive_than_the_published_one_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "imagenet-a.tar").write_bytes(tar({"imagenet-a/n01440764/0.jpg": jpeg()}))
+    with pytest.raises(UserError, match=f"{tmp_path}/imagenet-a.tar, has wrong checksum: damaged"):
+        prepare("imagenet_a", tmp_path / "data", tmp_path)
+    assert not list((tmp_path / "data" / "imagenet_a").iterdir())
+
+
+def test_without_network_it_is_said_what_to_put_where(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError("no route")
+
+    monkeypatch.setattr("requests.Session.get", refuse)
+    with pytest.raises(UserError) as caught:
+        prepare("imagenet_a", tmp_path, None)
+    (url,) = tfds.builder_cls("imagenet_a").url_infos
+    assert str(caught.value) == (
+        "imagenet_a cannot be prepared: no route. Without network, put what it downloads into a "
+        f"directory and name that with --manual_dir: imagenet-a.tar ({url})"
+    )
