@@ -38,6 +38,7 @@ def base_config(objective: str) -> ConfigDict:
     data.data_dir = "data"  # of prepared TFDS data; "" is $TFDS_DATA_DIR or ~/tensorflow_datasets
     data.folder = ""  # for source=folder: holds images/<class>/<id>.jpg, masks/<class>/<id>.png
     data.masks = ""  # directory of mask records; "" is the data set's own
+    data.validation_masks = ""  # of the validation images alone; "" is data.masks
     data.train_split = "train"
     data.validation_split = "validation"
     data.counterfactual_split = "counterfactual"  # "" if there is none

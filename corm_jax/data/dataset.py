@@ -104,17 +104,31 @@ def _join(
 ) -> Dataset:
     """Joins all images with their records; records may name images of unused splits too."""
     everything = np.concatenate([s.file_names for s in (*images.values(), *unused)])
-    joined = join.join(everything, masks.file_names)
+
+    def joined_with(masks: MaskSource, where: str) -> tuple[join.Join, dict[str, pipeline.Split]]:
+        joined = join.join(everything, masks.file_names)
+        join.check(joined, masks.file_names, config.data.max_unmatched_records, where)
+        ends = np.cumsum([len(source) for source in images.values()])
+        rows = np.split(joined.rows[: ends[-1]], ends[:-1])
+        has_core = np.append(masks.has("core"), False)  # row -1: no record
+        return joined, {
+            name: pipeline.Split(source, masks, part, has_core[part])
+            for (name, source), part in zip(images.items(), rows, strict=True)
+        }
+
     where = config.data.masks or "the data set's own masks"
-    join.check(joined, masks.file_names, config.data.max_unmatched_records, where)
-    splits, begin = {}, 0
-    has_core = np.append(masks.has("core"), False)  # row -1: no record
-    for name, source in images.items():
-        rows = joined.rows[begin : begin + len(source)]
-        begin += len(source)
-        splits[name] = pipeline.Split(source, masks, rows, has_core[rows])
-        if name in ("train", "validation") and not splits[name].has_mask.any():
-            raise UserError(f"no image of the {name} split has a core mask ({where})")
+    joined, splits = joined_with(masks, where)
+    masks_of = {"train": where, "validation": where}
+    if other := config.data.validation_masks:
+        masks_of["validation"] = other
+        records = MaskRecords.open(Path(other).expanduser())
+        splits["validation"] = joined_with(records, other)[1]["validation"]
+    for name, where in masks_of.items():
+        if not splits[name].has_mask.any():
+            raise UserError(
+                f"no image of the {name} split has a core mask ({where}); config.data.masks and "
+                "config.data.validation_masks name the records"
+            )
     return Dataset(
         train=splits.pop("train"),
         validation=splits.pop("validation"),

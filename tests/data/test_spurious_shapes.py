@@ -1,5 +1,6 @@
 """`spurious_shapes` through the same door as any data set, and what its records say."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -10,7 +11,8 @@ from ml_collections import ConfigDict
 
 from corm_jax.config import base_config
 from corm_jax.data import drawing
-from corm_jax.data.dataset import Dataset, open_dataset, training_loader
+from corm_jax.data.dataset import Dataset, evaluation_loader, open_dataset, training_loader
+from corm_jax.data.pipeline import Split
 from corm_jax.data.prepare import prepare_embedded
 from corm_jax.data.spurious_shapes import SpuriousShapes, SpuriousShapesConfig
 from corm_jax.errors import UserError
@@ -44,9 +46,13 @@ def records(data_dir: Path, split: str) -> list[dict]:
     return list(builder.as_data_source(split))
 
 
+def split_of(dataset: Dataset, name: str) -> Split:
+    return dataset.extra[name] if name == "counterfactual" else getattr(dataset, name)
+
+
 def test_splits_have_their_sizes_and_every_image_its_mask(dataset: Dataset) -> None:
     for name, size in SPLITS.items():
-        split = getattr(dataset, name)
+        split = split_of(dataset, name)
         assert len(split.images) == len(split.rows) == size
         assert split.has_mask.all()
         assert (split.masks.file_names[split.rows] == split.images.file_names).all()
@@ -57,7 +63,7 @@ def test_splits_have_their_sizes_and_every_image_its_mask(dataset: Dataset) -> N
 
 
 def test_file_names_are_unique_over_all_splits(dataset: Dataset) -> None:
-    names = np.concatenate([getattr(dataset, name).images.file_names for name in SPLITS])
+    names = np.concatenate([split_of(dataset, name).images.file_names for name in SPLITS])
     assert len(np.unique(names)) == sum(SPLITS.values())
 
 
@@ -155,7 +161,7 @@ def test_a_batch_holds_each_image_with_its_own_mask(
     for place, index in enumerate(chosen):
         record = by_name[split.images.file_names[index].decode()]
         assert batch["label"][place] == record["label"]
-        np.testing.assert_array_equal(batch["core_mask"][place], record["core_mask"][..., 0])
+        np.testing.assert_array_equal(batch["core_grid"][place], record["core_mask"][..., 0])
         np.testing.assert_array_equal(batch["image"][place], record["image"])
 
 
@@ -176,10 +182,32 @@ def test_masks_of_another_data_set_are_refused(config: ConfigDict, tmp_path: Pat
         open_dataset(config)
 
 
+def test_validation_may_have_other_masks_than_training(config: ConfigDict, tmp_path: Path) -> None:
+    own = open_dataset(config)
+    built = tmp_path / "built"
+    with MaskWriter(built, encoding="grid", grid=(3, 3)) as writer:
+        for name in own.train.images.file_names:
+            writer.add(os.fsdecode(name), core=np.full((3, 3), 255, np.uint8))
+    config.data.masks = str(built)
+    with pytest.raises(UserError, match=r"no image of the validation split .*validation_masks"):
+        open_dataset(config)
+    config.data.validation_masks = str(own.validation.masks.path)
+    dataset = open_dataset(config)
+    assert dataset.train.masks.path == built
+    assert dataset.train.has_mask.all()
+    np.testing.assert_array_equal(dataset.validation.rows, own.validation.rows)
+    (batch,) = training_loader(config, dataset.train, (0, 1)).batches(0, 1)
+    assert (batch["core_grid"] == 255).all()
+    loader, _ = evaluation_loader(config, dataset.validation, (0, 1))
+    expected, _ = evaluation_loader(config, own.validation, (0, 1))
+    batch, expected_batch = next(loader.batches(0, 1)), next(expected.batches(0, 1))
+    np.testing.assert_array_equal(batch["core_grid"], expected_batch["core_grid"])
+
+
 def test_records_may_name_images_of_splits_that_are_not_used(config: ConfigDict) -> None:
     config.data.counterfactual_split = ""
     dataset = open_dataset(config)
-    assert dataset.counterfactual is None
+    assert dataset.extra == {}
     assert dataset.counts["records_without_image"] == 0
 
 
