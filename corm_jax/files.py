@@ -99,4 +99,6 @@ def read_json(path: Path) -> Any:
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid JSON ({error}); remove it and try again") from error
+        raise UserError(
+            f"{path} is not valid JSON ({error}); restore it or write it again"
+        ) from error

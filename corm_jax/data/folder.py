@@ -8,7 +8,6 @@ ignored, so a mask has the orientation of the stored pixels. File names in the s
 are `<class>/<id>`.
 """
 
-import contextlib
 import hashlib
 import logging
 import os
@@ -24,12 +23,11 @@ from corm_jax.data.geometry import check_aspect
 from corm_jax.errors import UserError
 from corm_jax.masks import png
 from corm_jax.masks.records import FULL_FRAME, KINDS, whole_image
+from corm_jax.masks.sources.pictures import check_white
 
 logger = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
-SAMPLED_MASKS = 20
-DARK = 16  # of 255: masks are not that dark everywhere, numbers of labels are
 LAYOUT = "expected images/<class>/<id>.jpg|jpeg|png and masks/<class>/<id>.png"
 
 
@@ -126,7 +124,7 @@ def open_folder(
         for directory in _class_directories(folder / "masks"):
             masks += _files(directory, (".png",))
     _check_sizes(training + validation, masks)
-    _check_white(masks, folder)
+    check_white(masks)
     class_names = sorted(by_class)
     return (
         FolderImages(sorted(training), class_names),
@@ -191,20 +189,6 @@ def _check_sizes(images: Sequence[Path], masks: Sequence[Path]) -> None:
         image_size = _size(path)
         if image_size is not None:  # an unreadable image is the decoder's to report
             check_aspect(image_size, mask_size, f"mask {mask}", f"image {path}")
-
-
-def _check_white(masks: Sequence[Path], folder: Path) -> None:
-    """Refuses label maps, such as of 0 and 1: as masks they are all but black."""
-    sample = masks[:: max(1, len(masks) // SAMPLED_MASKS)]
-    brightest = 0
-    for path in sample:
-        with contextlib.suppress(OSError, SyntaxError), Image.open(path) as image:
-            brightest = max(brightest, np.asarray(image.convert("L")).max())
-    if 0 < brightest < DARK:
-        raise UserError(
-            f"the brightest pixel of {len(sample)} masks in {folder}/masks, such as {sample[0]}, "
-            f"is {brightest} of 255; write 255 on the object"
-        )
 
 
 def _size(path: Path) -> tuple[int, int] | None:

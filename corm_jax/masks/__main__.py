@@ -1,12 +1,12 @@
 """Command line of masks: `python -m corm_jax.masks import|verify|stats|show`."""
 
 import argparse
-import logging
 import sys
 from collections.abc import Sequence
 
 from corm_jax.errors import UserError
 from corm_jax.masks import import_command, show, stats, verify
+from corm_jax.terminal import set_up_terminal
 
 # Each has a docstring whose first line is the help, `add_arguments(parser)` and `run(arguments)`.
 COMMANDS = {"import": import_command, "verify": verify, "stats": stats, "show": show}
@@ -14,7 +14,7 @@ COMMANDS = {"import": import_command, "verify": verify, "stats": stats, "show": 
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command line `argv`; returns the exit code."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    set_up_terminal()
     try:
         arguments = _parser(argv).parse_args(argv)
         arguments.run(arguments)

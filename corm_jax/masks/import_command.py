@@ -171,7 +171,7 @@ def _write(
 def _encoded(source: Source, grid: tuple[int, int] | None) -> Iterator[Encoded]:
     """Yields (file name, encoded masks by kind) in the order of the rows.
 
-    Compressing takes longer than all else, and Pillow lets other threads run meanwhile.
+    Compressing takes longer than all else, and zlib lets other threads run meanwhile.
     """
     threads = os.cpu_count() or 1
     waiting: deque[Future[Encoded]] = deque()
