@@ -1,0 +1,1 @@
+"""From an encoder to mask records: features of classes, and where they are active on images."""
