@@ -17,7 +17,6 @@ more-00000/                maps of selected features that were no candidates of 
 """
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -157,11 +156,11 @@ class FeatureStore:
             found = matches.any(axis=1)
             maps[chosen[found]] = shard["maps"][places[found], matches.argmax(axis=1)[found]]
             stored[chosen] = found
-        for place in np.flatnonzero(~stored):
-            where = self._more.get((int(images[place]), int(features[place])))
-            if where is not None:
-                more, row = where
-                maps[place], stored[place] = more[row], True
+        keys = self._key(images, features)
+        for known, more in self._more:
+            places = np.minimum(np.searchsorted(known, keys), len(known) - 1)
+            found = known[places] == keys
+            maps[found], stored[found] = more[places[found]], True
         return maps, stored
 
     def _by_shard(self, images: np.ndarray) -> "list[tuple[Arrays, np.ndarray, np.ndarray]]":
@@ -185,14 +184,18 @@ class FeatureStore:
         }
         return {name: load_array(path / f"{name}.npy", *shapes[name]) for name in SHARD_FILES}
 
-    def _open_more(self) -> dict[tuple[int, int], tuple[np.ndarray, int]]:
-        found = {}
+    def _open_more(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Returns (sorted keys [m], maps [m, h, w]) of each directory of further maps."""
+        found = []
         for path in sorted(self.directory.glob("more-*")):
             images, features = (np.load(path / f"{name}.npy") for name in ("images", "features"))
             maps = load_array(path / "maps.npy", (len(images), *self.grid), np.uint8)
-            pairs = zip(images.tolist(), features.tolist(), strict=True)
-            found |= {pair: (maps, row) for row, pair in enumerate(pairs)}
+            found.append((self._key(images, features), maps))
         return found
+
+    def _key(self, images: np.ndarray, features: np.ndarray) -> np.ndarray:
+        """Returns int64 [n]: one number for each pair, in the order of (image, feature)."""
+        return images.astype(np.int64) * self.channels + features
 
 
 def read_header(directory: Path) -> dict[str, Any]:
