@@ -172,6 +172,19 @@ def candidates(workdir: Path, images: int, batches: int) -> dict[str, Callable[[
         image = tf.io.decode_jpeg(example["image_bytes"], 3, dct_method="INTEGER_ACCURATE")
         return {"label": example["label"], "pixel": image[0, 0]}
 
+    def image_alone(example: preprocess.Example) -> preprocess.Example:
+        """Stands in for locating the crop in the mask's frame."""
+        return {**example, "mask_window": tf.zeros(4)}
+
+    image_operations = [
+        preprocess.read_size,
+        preprocess.random_resized_crop(seed=0, area=AREA),
+        preprocess.decode(image_size=IMAGE_SIZE, antialias=False),
+        image_alone,
+        preprocess.random_flip(seed=0),
+        preprocess.keep(keys=["image", "label", "id", "weight"]),
+    ]
+
     def loading(records: MaskRecords, joined: bool, operations: list | None = None) -> Callable:
         rows = np.arange(images) if joined else np.full(images, -1)
         loader = Loader(
@@ -200,11 +213,10 @@ def candidates(workdir: Path, images: int, batches: int) -> dict[str, Callable[[
 
         return measure(run)
 
-    # The 7x7 records without rows: nothing is looked up, the batch carries zeros.
     return {
         "floor": run_floor,
         "decode": loading(masks["joined_7x7"], False, [decode_whole]),
-        "image": loading(masks["joined_7x7"], False),
+        "image": loading(masks["joined_7x7"], False, image_operations),
         **{name: loading(records, True) for name, records in masks.items()},
     }
 
