@@ -4,6 +4,8 @@ import itertools
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from corm_jax.data.order import evaluation_order, subset, training_order
 
@@ -60,3 +62,46 @@ def test_a_subset_is_fixed_and_without_repetition() -> None:
 @pytest.mark.parametrize("size", [0, 7, 8])
 def test_a_subset_of_everything_is_everything(size: int) -> None:
     assert subset(7, size).tolist() == list(range(7))
+
+
+COUNTS = st.integers(1, 60)
+BATCHES = st.integers(1, 40)
+STEPS = st.integers(0, 500)
+
+
+@settings(deadline=None)
+@given(count=COUNTS, batch_size=BATCHES, epoch=st.integers(0, 100), seed=st.integers(0, 2**31 - 1))
+def test_any_epoch_takes_each_image_once(
+    count: int, batch_size: int, epoch: int, seed: int
+) -> None:
+    select = training_order(count, seed=seed, batch_size=batch_size)
+    first, last = epoch * count, (epoch + 1) * count - 1
+    chosen = [select(step) for step in range(first // batch_size, last // batch_size + 1)]
+    positions = np.concatenate([c.positions for c in chosen])
+    taken = np.concatenate([c.indices for c in chosen])[positions // count == epoch]
+    assert sorted(taken) == list(range(count))
+
+
+@settings(deadline=None)
+@given(count=COUNTS, batch_size=BATCHES, steps=st.lists(STEPS, min_size=1, max_size=6))
+def test_a_step_depends_on_no_step_before_it(count: int, batch_size: int, steps: list[int]) -> None:
+    select = training_order(count, seed=3, batch_size=batch_size)
+    for step in steps:
+        alone = training_order(count, seed=3, batch_size=batch_size)(step)
+        assert select(step).indices.tolist() == alone.indices.tolist()
+        assert alone.positions.tolist() == [step * batch_size + i for i in range(batch_size)]
+
+
+@settings(deadline=None)
+@given(
+    indices=st.lists(st.integers(0, 2**40), min_size=1, max_size=60, unique=True),
+    batch_size=BATCHES,
+)
+def test_an_evaluation_counts_each_index_once_at_any_batch_size(
+    indices: list[int], batch_size: int
+) -> None:
+    select = evaluation_order(np.array(indices), batch_size=batch_size)
+    chosen = [select(step) for step in range(-(-len(indices) // batch_size))]
+    assert {len(c.indices) for c in chosen} == {batch_size}
+    counted = np.concatenate([c.indices[c.weights == 1] for c in chosen])
+    assert counted.tolist() == indices
