@@ -1,22 +1,31 @@
-"""Command line of masks: `python -m corm_jax.masks import|verify|stats|show`."""
+"""Command line of masks: `python -m corm_jax.masks build|import|verify|stats|show`."""
 
 import argparse
 import sys
 from collections.abc import Sequence
 
 from corm_jax.errors import UserError
-from corm_jax.masks import import_command, show, stats, verify
+from corm_jax.masks import build, import_command, show, stats, verify
 from corm_jax.terminal import set_up_terminal
 
 # Each has a docstring whose first line is the help, `add_arguments(parser)` and `run(arguments)`.
-COMMANDS = {"import": import_command, "verify": verify, "stats": stats, "show": show}
+COMMANDS = {
+    "build": build,
+    "import": import_command,
+    "verify": verify,
+    "stats": stats,
+    "show": show,
+}
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command line `argv`; returns the exit code."""
     set_up_terminal()
     try:
-        arguments = _parser(argv).parse_args(argv)
+        parser = _parser(argv)
+        arguments, arguments.overrides = parser.parse_known_args(argv)
+        if arguments.overrides and arguments.run is not build.run:
+            parser.error(f"unrecognized arguments: {' '.join(arguments.overrides)}")
         arguments.run(arguments)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -25,6 +25,10 @@ MODELS: dict[str, partial[nn.Module]] = {
     "resnet10_nano": partial(
         _resnet, stage_sizes=(1, 1, 1, 1), block=BasicBlock, width=16, small_images=True
     ),
+    # A stage less: its last map has twice the resolution, which the masks' demo wants.
+    "resnet8_nano": partial(
+        _resnet, stage_sizes=(1, 1, 1), block=BasicBlock, width=16, small_images=True
+    ),
     "vit_nano_patch8_48": partial(
         _vit, patch_size=8, width=96, depth=4, heads=3, mlp_ratio=2, global_pool="avg"
     ),

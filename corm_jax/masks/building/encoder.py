@@ -191,5 +191,6 @@ def _load_robustness(path: Path, image_size: int) -> tuple[nn.Module, Any]:
 
 KINDS: dict[str, Callable[[Path, int], tuple[nn.Module, Any]]] = {
     "run": _load_run,
+    "demo": _load_run,  # trained by `corm_jax.masks.building.demo`
     "robustness": _load_robustness,
 }

@@ -110,6 +110,11 @@ class FeatureStore:
     def __len__(self) -> int:
         return len(self.label)
 
+    @property
+    def encoded_again(self) -> int:
+        """The number of images that were encoded again for maps that were no candidates."""
+        return sum(len(np.unique(keys // self.channels)) for keys, _ in self._more)
+
     def activations(self, images: np.ndarray) -> np.ndarray:
         """Returns float16 [n, C]: the activations of images.
 
