@@ -138,6 +138,6 @@ def test_all_wrong_keys_are_named_at_once():
 
 
 def test_many_wrong_keys_are_counted():
-    with pytest.raises(UserError, match="bn1.weight and 28 more") as error:
+    with pytest.raises(UserError, match=r"bn1\.weight and 28 more") as error:
         to_flax(TINY, {})
     assert "\n" not in str(error.value)
