@@ -115,7 +115,9 @@ class Loader:
     def _local(self, step: int) -> Selection:
         chosen = self.select(step)
         index, count = self.shard
-        size = len(chosen.indices) // count
+        size, rest = divmod(len(chosen.indices), count)
+        if rest:
+            raise ValueError(f"{count} hosts cannot share a batch of {len(chosen.indices)} evenly")
         part = slice(index * size, (index + 1) * size)
         return Selection(chosen.indices[part], chosen.positions[part], chosen.weights[part])
 

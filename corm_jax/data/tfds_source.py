@@ -81,9 +81,10 @@ class TfdsImages:
             if len(names) == len(self._records):
                 return names
         chunks = []
-        with tqdm(total=len(self._records), desc=f"indexing {split}", delay=2, leave=False) as bar:
-            for start in range(0, len(self._records), 256):
-                stop = min(start + 256, len(self._records))
+        count = len(self._records)
+        with tqdm(total=count, desc=f"indexing {split}", delay=2, leave=False, disable=None) as bar:
+            for start in range(0, count, 256):
+                stop = min(start + 256, count)
                 fields = self._fields(list(range(start, stop)))
                 chunks += [f["file_name"].bytes_list.value[0] for f in fields]
                 bar.update(stop - start)
@@ -140,17 +141,16 @@ def find_prepared(name: str, data_dir: Path) -> Path:
 def not_prepared_message(name: str, data_dir: Path) -> str:
     """Returns what to do when a data set is not prepared."""
     lines = [f"{name} is not prepared under {data_dir} (config.data.data_dir)."]
-    manual = "MANUAL_DIR"
+    command = f"  python -m corm_jax.data prepare --dataset={name} --data_dir={data_dir}"
     if name == "imagenet2012":
-        lines.append(
+        lines += [
             "Put ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar (https://image-net.org, after "
-            f"signing in) into one directory, {manual}, then prepare it once (about 300 GB):"
-        )
+            "signing in) into one directory, MANUAL_DIR, then prepare it once (about 300 GB):",
+            f"{command} --manual_dir=MANUAL_DIR",
+        ]
     else:
-        lines.append(f"Prepare it once ({manual}: where its downloaded archives are):")
-    lines.append(
-        f"  python -m corm_jax.data prepare --dataset={name} --manual_dir={manual} "
-        f"--data_dir={data_dir}"
-    )
-    lines.append(DEMO_HINT)
-    return "\n".join(lines)
+        lines += [
+            "Prepare it once; what TFDS cannot download goes into a --manual_dir=DIR:",
+            command,
+        ]
+    return "\n".join([*lines, DEMO_HINT])
