@@ -5,11 +5,12 @@ import sys
 from collections.abc import Sequence
 
 from corm_jax.errors import UserError
-from corm_jax.masks import build, import_command, show, stats, verify
+from corm_jax.masks import annotations_command, build, import_command, show, stats, verify
 from corm_jax.terminal import set_up_terminal
 
 # Each has a docstring whose first line is the help, `add_arguments(parser)` and `run(arguments)`.
 COMMANDS = {
+    "annotations": annotations_command,
     "build": build,
     "import": import_command,
     "verify": verify,
