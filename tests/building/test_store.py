@@ -95,5 +95,5 @@ def test_missing_and_damaged_parts_are_named(five: FeatureStore) -> None:
     (directory / "store.json").write_text("{}")
     with pytest.raises(UserError, match=r"store.json does not follow corm_jax.features/1"):
         FeatureStore(directory)
-    with pytest.raises(UserError, match="holds no features; make them: python -m corm_jax.masks"):
+    with pytest.raises(UserError, match="holds no features; make them: python"):
         FeatureStore(directory.parent)
