@@ -1,11 +1,19 @@
-"""Command line of masks: `python -m corm_jax.masks build|import|verify|stats|show`."""
+"""Command line of masks: `python -m corm_jax.masks COMMAND`; --help lists the commands."""
 
 import argparse
 import sys
 from collections.abc import Sequence
 
 from corm_jax.errors import UserError
-from corm_jax.masks import annotations_command, build, import_command, show, stats, verify
+from corm_jax.masks import (
+    annotations_command,
+    build,
+    import_command,
+    show,
+    spuriosity_command,
+    stats,
+    verify,
+)
 from corm_jax.terminal import set_up_terminal
 
 # Each has a docstring whose first line is the help, `add_arguments(parser)` and `run(arguments)`.
@@ -16,6 +24,7 @@ COMMANDS = {
     "verify": verify,
     "stats": stats,
     "show": show,
+    "spuriosity": spuriosity_command,
 }
 
 

@@ -117,7 +117,7 @@ def summarize(annotations: Mapping[Pair, Votes], votes: int = MAJORITY) -> Summa
 def check_selected(
     path: Path, annotations: Mapping[Pair, Votes], selected: Collection[Pair]
 ) -> None:
-    """Refuses annotations of features that the encoder did not select.
+    """Refuses annotations of other features than those that the encoder selected.
 
     Args:
       path: the file that the annotations are from, for the message.
@@ -125,17 +125,24 @@ def check_selected(
       selected: (name of the class, channel) of each selected feature.
 
     Raises:
-      UserError: if a pair was not selected; names the first one's line and class.
+      UserError: if a pair was not selected, or has no answers; names the first one, with the line
+        in the file that it has.
     """
     others = [pair for pair in annotations if pair not in selected]
+    missing = [pair for pair in selected if pair not in annotations]
     if others:
-        wnid, feature = others[0]
-        more = f"; so are {len(others) - 1} more pairs" if len(others) > 1 else ""
-        raise UserError(
-            f"{path} line {annotations[others[0]].line}: feature {feature} of class {wnid} is not "
-            f"one that the encoder selected{more}; annotations are good for the encoder only whose "
-            "features they are about"
-        )
+        (wnid, feature), problem = others[0], "is not one that the encoder selected"
+        where = f"{path} line {annotations[others[0]].line}"
+    elif missing:
+        (wnid, feature), problem, where = missing[0], "has no answers", str(path)
+    else:
+        return
+    more = len(others or missing) - 1
+    raise UserError(
+        f"{where}: feature {feature} of class {wnid} {problem}"
+        + (f" (nor {more} more)" if more else "")
+        + "; annotate the features of this very encoder: python -m corm_jax.masks annotate"
+    )
 
 
 def read_annotations(path: Path, answers_per_pair: int = ANSWERS_PER_PAIR) -> dict[Pair, Votes]:

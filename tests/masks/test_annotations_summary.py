@@ -98,15 +98,23 @@ def test_weights_are_shares_of_the_answers(main: int, others: int, expected: tup
     assert weights(Votes(0, answers, 2)) == pytest.approx(expected)
 
 
-def test_annotations_of_features_that_were_not_selected_are_refused(tmp_path: Path) -> None:
+def test_annotations_of_features_that_were_not_selected_are_refused(
+    tmp_path: Path,
+) -> None:
     path = write_annotations(tmp_path / "a.csv", annotation_rows())
     annotations = read_annotations(path)
-    selected = {(TENCH, 11), (TENCH, 12), (TENCH, 13), (GOLDFISH, 11), (SHARK, 30), (SHARK, 31)}
+    selected = {(TENCH, 11), (TENCH, 12), (TENCH, 13), (GOLDFISH, 11), (SHARK, 30)}
     check_selected(path, annotations, selected)
     with pytest.raises(UserError, match=rf"a.csv line 17: feature 11 of class {GOLDFISH} is not"):
         check_selected(path, annotations, selected - {(GOLDFISH, 11)})
-    with pytest.raises(UserError, match=r"line 7: feature 12 .*; so are 2 more pairs"):
+    with pytest.raises(UserError, match=r"line 7: feature 12 .* selected \(nor 2 more\)"):
         check_selected(path, annotations, {(TENCH, 11), (GOLDFISH, 11)})
+
+
+def test_selected_features_without_answers_are_refused(tmp_path: Path) -> None:
+    path = write_annotations(tmp_path / "a.csv", annotation_rows({(TENCH, 11): (5, 0, 0)}))
+    with pytest.raises(UserError, match=rf"a.csv: feature 12 of class {TENCH} has no answers;"):
+        check_selected(path, read_annotations(path), {(TENCH, 11), (TENCH, 12)})
 
 
 @pytest.mark.parametrize(
