@@ -167,6 +167,12 @@ def check_config(config: ConfigDict) -> None:
       UserError: names the key and the way out.
     """
     flat = flatten(config.to_dict())
+    missing = [key for key in BOUNDS if key not in flat]
+    if missing:
+        raise UserError(
+            f"the config has no {missing[0]}: it is not one for training, such as "
+            "configs/vit_corm.py"
+        )
     for key, bound in BOUNDS.items():
         if not bound.holds(flat[key]):
             raise UserError(f"config.{key}={flat[key]} must be {bound}")
