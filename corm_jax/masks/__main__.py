@@ -20,6 +20,7 @@ from corm_jax.terminal import set_up_terminal
 COMMANDS = {
     "annotations": annotations_command,
     "build": build,
+    "annotate": annotate_command,
     "import": import_command,
     "verify": verify,
     "stats": stats,

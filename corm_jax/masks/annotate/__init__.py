@@ -1,0 +1,1 @@
+"""A local web page that asks people where the features of classes lie."""
