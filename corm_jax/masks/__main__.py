@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from corm_jax.errors import UserError
 from corm_jax.masks import (
+    annotate_command,
     annotations_command,
     build,
     import_command,
