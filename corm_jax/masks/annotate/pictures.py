@@ -28,9 +28,10 @@ class Pictures:
     def show(self, numbers: Sequence[int]) -> None:
         """Has the pictures of these pairs made, in this order; others are forgotten."""
         with self._lock:
-            for kind, number in list(self._futures):
-                if number not in numbers:
-                    self._futures.pop((kind, number)).cancel()
+            for key, future in list(self._futures.items()):
+                # What has not begun must not come before the first pair.
+                if key[1] != numbers[0] and (future.cancel() or key[1] not in numbers):
+                    del self._futures[key]
             for number in numbers:
                 for kind in self.kinds:
                     self._get(kind, number)

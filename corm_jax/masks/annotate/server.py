@@ -222,13 +222,14 @@ def bind(application: Application, port: int) -> tuple[BaseWSGIServer, str]:
     Raises:
       UserError: if the port is taken or not allowed.
     """
+    if not 0 <= port <= 65535:
+        raise UserError(f"--port={port} must be from 0 to 65535")
     try:
         listener = socket.create_server((HOST, port))
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or error
+    except OSError as error:
         raise UserError(
-            f"cannot listen on port {port} ({reason}); name another, or leave --port away for one "
-            "that is free"
+            f"cannot listen on port {port} ({error.strerror}); name another, or leave --port away "
+            "for one that is free"
         ) from error
     with listener:  # the server keeps a copy
         server = make_server(
