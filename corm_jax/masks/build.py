@@ -55,7 +55,7 @@ def _config(name: str, overrides: Sequence[str]) -> ConfigDict:
     arguments = [f"--config={name}", *overrides]
     check_overrides(arguments)
     values = flags.FlagValues()
-    holder = config_flags.DEFINE_config_file("config", None, flag_values=values)
+    holder = config_flags.DEFINE_config_file("config", None, flag_values=values, sys_argv=arguments)
     try:
         rest = values(["build", *arguments])
     except flags.UnrecognizedFlagError as error:

@@ -50,5 +50,5 @@ def test_missing_annotations_are_an_error_unless_all_shall_be_core() -> None:
 
 def test_feature_that_nobody_was_asked_about_is_named(answers: Path) -> None:
     features = [*FEATURES, Feature(1, 5, 2, 1.0)]
-    with pytest.raises(UserError, match=r"answers.csv has no answer about feature 5 of class pen"):
+    with pytest.raises(UserError, match=r"answers.csv: feature 5 of class penguin has no answers"):
         feature_weights(build_config("demo"), features, NAMES, answers)

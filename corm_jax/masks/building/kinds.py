@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from corm_jax.errors import UserError, lookup
 from corm_jax.files import replacing
-from corm_jax.masks.annotations import COLUMNS, Votes, read_annotations
+from corm_jax.masks.annotations import COLUMNS, Votes, check_selected, read_annotations, weights
 from corm_jax.masks.building.selection import Feature
 
 Weights = dict[tuple[int, int], tuple[float, float]]
@@ -40,26 +40,19 @@ def feature_weights(
             "--config.annotations.path=CSV; or take all as core: --config.annotations.without=core"
         )
     votes = read_annotations(path, settings.answers_per_pair)
-    weights: Weights = {}
-    for feature in features:
-        name = class_names[feature.class_index]
-        found = votes.get((name, feature.feature))
-        if found is None:
-            raise UserError(
-                f"{path} has no answer about feature {feature.feature} of class {name} (rank "
-                f"{feature.rank}); are they annotations of another encoder's features?"
-            )
-        weights[feature.class_index, feature.feature] = _weight(found, settings)
-    return weights
+    pairs = {f: (class_names[f.class_index], f.feature) for f in features}
+    check_selected(path, votes, pairs.values())
+    return {
+        (f.class_index, f.feature): _weights(votes[pair], settings) for f, pair in pairs.items()
+    }
 
 
 WITHOUT = {"error": False, "core": True}
 
 
-def _weight(votes: Votes, settings: ConfigDict) -> tuple[float, float]:
+def _weights(votes: Votes, settings: ConfigDict) -> tuple[float, float]:
     if settings.weighted:
-        share = votes.answers.count("main_object") / len(votes.answers)
-        return share, 1.0 - share
+        return weights(votes)
     return SPURIOUS if votes.is_spurious(settings.votes) else CORE
 
 
