@@ -8,9 +8,9 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from corm_jax.errors import UserError
-from corm_jax.masks.building import scan
 from corm_jax.masks.building.config import build_config
 from corm_jax.masks.building.encoder import Encoder
+from corm_jax.masks.building.scan import Scanner
 from corm_jax.masks.building.splits import Splits, open_splits
 from corm_jax.masks.building.store import FeatureStore
 from corm_jax.sharding import create_mesh
@@ -35,10 +35,9 @@ def splits(config: ConfigDict) -> Splits:
 def run(
     path: Path, encoder: Encoder, splits: Splits, config: ConfigDict, *hosts: tuple[int, int]
 ) -> FeatureStore:
-    images = splits.images["train"]
-    scan.create(path, encoder, images, config)
+    scanner = Scanner(encoder, config, create_mesh(-1, 1))
     for host in hosts or ((0, 1),):
-        scan.scan(path, encoder, images, config, create_mesh(-1, 1), host=host)
+        scanner.scan(path, splits.images["train"], host=host)
     return FeatureStore(path)
 
 
@@ -90,9 +89,8 @@ def test_candidates_are_the_strongest_for_the_label_and_others_are_encoded_again
     images, features = np.sort(rng.integers(0, 28, 40)), rng.integers(0, 64, 40)
     pairs = np.unique(np.stack([images, features], axis=1), axis=0)
     missing = pairs[~few.has_map(*pairs.T)]
-    count = scan.scan_more(
-        tmp_path / "few", encoder, splits.images["train"], config, create_mesh(-1, 1), missing
-    )
+    scanner = Scanner(encoder, config, create_mesh(-1, 1))
+    count = scanner.scan_more(tmp_path / "few", splits.images["train"], missing)
     assert count == len(np.unique(missing[:, 0])) > 8  # more than one batch
     few = FeatureStore(tmp_path / "few")
     assert few.encoded_again == count
@@ -103,7 +101,9 @@ def test_hosts_share_the_shards_and_finished_ones_are_kept(
     encoder: Encoder, splits: Splits, config: ConfigDict, tmp_path: Path
 ) -> None:
     alone = run(tmp_path / "alone", encoder, splits, config)
-    run(tmp_path / "shared", encoder, splits, config, (1, 2), (0, 2))
+    with pytest.raises(UserError, match="shard-00000 is missing"):
+        run(tmp_path / "shared", encoder, splits, config, (1, 2))
+    run(tmp_path / "shared", encoder, splits, config, (0, 2))
     for shard in ("shard-00000", "shard-00001"):
         for name in FILES:
             files = [tmp_path / where / shard / f"{name}.npy" for where in ("alone", "shared")]
@@ -112,8 +112,8 @@ def test_hosts_share_the_shards_and_finished_ones_are_kept(
     left = tmp_path / "alone" / ".shard-00001-killed"
     left.mkdir()
     (tmp_path / "alone" / "shard-00001").rename(tmp_path / "gone")
-    images, mesh = splits.images["train"], create_mesh(-1, 1)
-    assert scan.scan(alone.directory, encoder, images, config, mesh) == 12  # of 28
+    scanner = Scanner(encoder, config, create_mesh(-1, 1))
+    assert scanner.scan(alone.directory, splits.images["train"]) == 12  # of 28
     assert (tmp_path / "alone" / "shard-00000" / "maps.npy").stat().st_mtime_ns == written
     assert not left.exists()
     for name in FILES:

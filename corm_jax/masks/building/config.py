@@ -12,9 +12,7 @@ def base_config() -> ConfigDict:
 
     config.encoder = encoder = ConfigDict()
     encoder.kind = "demo"  # demo, run (of corm_jax.main) or robustness (a checkpoint of MadryLab's)
-    encoder.path = (
-        ""  # the run's workdir, or the checkpoint; the demo's is trained there: WORKDIR/encoder
-    )
+    encoder.path = ""  # the run's workdir, or the checkpoint; "" in the demo: WORKDIR/encoder
     encoder.image_size = 48  # height and width of its input in pixels
     encoder.center_crop_share = 1.0  # central square's side over the image's shorter side
 
@@ -33,9 +31,9 @@ def base_config() -> ConfigDict:
     scan.shard_batches = 20  # batches in a file; a killed build repeats unfinished files alone
     scan.candidates = 64  # channels whose maps are kept of each image, 0 for all
 
-    config.features = ConfigDict()
-    config.features.per_class = 5
-    config.features.by = "prediction"  # importance over the images of a prediction, or of a label
+    config.features = features = ConfigDict()
+    features.per_class = 5  # the most important ones
+    features.by = "prediction"  # importance over the images of a prediction, or of a label
 
     config.annotations = annotations = ConfigDict()
     annotations.path = ""  # CSV of answers; "" in the demo: the true masks answer
@@ -45,9 +43,8 @@ def base_config() -> ConfigDict:
     annotations.without = "error"  # no CSV: error, or core (every feature is)
 
     config.masks = masks = ConfigDict()
-    masks.top_k = (
-        260  # training images of a (class, feature), those that activate it most; 0 for all
-    )
+    # Training images of a (class, feature): those that activate it most; 0 for all of the class.
+    masks.top_k = 260
     masks.validation = True  # masks of all validation images as well
     masks.feature_maps = False  # also each feature's own map, in WORKDIR/feature_maps
     return config

@@ -22,15 +22,15 @@ from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from corm_jax.config import flatten
 from corm_jax.errors import UserError
 from corm_jax.files import read_json, write_json
-from corm_jax.masks.building import assemble, compare, demo, kinds, report, scan, selection
+from corm_jax.masks.building import assemble, compare, demo, kinds, report, selection
 from corm_jax.masks.building.config import check_config
 from corm_jax.masks.building.encoder import Encoder, open_encoder
+from corm_jax.masks.building.scan import Scanner
 from corm_jax.masks.building.selection import Feature
 from corm_jax.masks.building.splits import Splits, open_splits
 from corm_jax.masks.building.store import FeatureStore, read_header
@@ -50,7 +50,7 @@ class Setup:
     workdir: Path
     splits: Splits
     encoder: Encoder
-    mesh: Mesh
+    scanner: Scanner
 
     def store_path(self, split: str) -> Path:
         """Returns the directory of a split's store."""
@@ -80,7 +80,8 @@ def build(config: ConfigDict, workdir: Path) -> dict[str, Any] | None:
     splits = open_splits(config)
     config = demo.with_encoder(config, workdir)
     write_json(workdir / "config.json", config.to_dict())
-    setup = Setup(config, workdir, splits, open_encoder(config, splits.class_names, mesh), mesh)
+    encoder = open_encoder(config, splits.class_names, mesh)
+    setup = Setup(config, workdir, splits, encoder, Scanner(encoder, config, mesh))
     counts = _scan(setup)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("every shard is written")
@@ -100,9 +101,7 @@ def _scan(setup: Setup) -> dict[str, Any]:
     host = (jax.process_index(), jax.process_count())
     since, encoded = time.perf_counter(), 0
     for split, images in setup.splits.images.items():
-        path = setup.store_path(split)
-        scan.create(path, setup.encoder, images, setup.config)
-        encoded += scan.scan(path, setup.encoder, images, setup.config, setup.mesh, host=host)
+        encoded += setup.scanner.scan(setup.store_path(split), images, host=host)
     return {"encoded": encoded, "seconds": time.perf_counter() - since}
 
 
@@ -150,8 +149,7 @@ def _scan_more(setup: Setup, plans: Mapping[str, assemble.Plan]) -> int:
         path = setup.store_path(split)
         has_map = FeatureStore(path).has_map(plan.images, plan.features)
         pairs = plan.pairs()[~has_map]
-        images = setup.splits.images[split]
-        scan.scan_more(path, setup.encoder, images, setup.config, setup.mesh, pairs)
+        setup.scanner.scan_more(path, setup.splits.images[split], pairs)
     return sum(FeatureStore(setup.store_path(split)).encoded_again for split in plans)
 
 

@@ -37,7 +37,7 @@ def make_scan_step(encoder: Encoder, candidates: int) -> Step:
         scores = activations * weight_of_class[batch["label"]]
         channels = jnp.broadcast_to(jnp.arange(scores.shape[1]), scores.shape)
         if candidates:
-            channels = jax.lax.top_k(scores, candidates)[1]
+            channels = jax.lax.top_k(scores, min(candidates, scores.shape[1]))[1]
         return {
             "predicted": logits.argmax(axis=-1).astype(jnp.int32),
             "activations": jnp.clip(activations, -FLOAT16_MAX, FLOAT16_MAX).astype(jnp.float16),

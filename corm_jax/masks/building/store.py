@@ -231,6 +231,11 @@ def shard_path(directory: Path, number: int) -> Path:
     return directory / f"shard-{number:05d}"
 
 
+def next_more(directory: Path) -> Path:
+    """Returns where the next directory of further maps goes."""
+    return directory / f"more-{len(list(directory.glob('more-*'))):05d}"
+
+
 def write_arrays(path: Path, arrays: Arrays) -> None:
     """Writes arrays as a directory of .npy files, whole or not at all."""
     with replacing_directory(path) as temporary, reporting(path):
