@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from corm_jax.corruptions import gaussian_noise
-from corm_jax.losses.terms import Batch
+from corm_jax.losses.types import Batch
 from corm_jax.metrics import ClassAccuracy, relative_core_sensitivity
 from corm_jax.sharding import put_batch, replicated
 from corm_jax.steps import expand_batch

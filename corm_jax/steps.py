@@ -10,7 +10,8 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from corm_jax.losses.terms import Batch, Term, build
+from corm_jax.losses.terms import build
+from corm_jax.losses.types import Batch, Outputs, Term
 from corm_jax.masks import resample
 from corm_jax.sharding import batch_sharding, replicated
 from corm_jax.state import TrainState, create_optimizer
@@ -95,12 +96,10 @@ class Objective:
             batch_stats = self._apply(state, params, batch["image"])[1]
         return total, (metrics, batch_stats)
 
-    def _apply(self, state: TrainState, params: Any, images: jax.Array) -> tuple[jax.Array, Any]:
+    def _apply(self, state: TrainState, params: Any, images: jax.Array) -> tuple[Outputs, Any]:
         variables = {"params": params, "batch_stats": state.batch_stats}
-        (logits, _), updates = self._model.apply(
-            variables, images, train=True, mutable=["batch_stats"]
-        )
-        return logits, updates.get("batch_stats", {})
+        outputs, updates = self._model.apply(variables, images, train=True, mutable=["batch_stats"])
+        return outputs, updates.get("batch_stats", {})
 
     def gradient_norms(self, state: TrainState, batch: Batch) -> Metrics:
         """Returns the L2 norm of each weighted term's gradient to the parameters."""

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from corm_jax.config import base_config
-from corm_jax.losses.terms import noisy_cross_entropy
+from corm_jax.losses.noisy import noisy_cross_entropy
 from corm_jax.models.normalizer import IMAGENET
 from corm_jax.models.resnet import BasicBlock, ResNet
 from corm_jax.models.vit import VisionTransformer
@@ -213,7 +213,7 @@ def by_hand(run, state, batch):
         term = dict(run.config.terms.noisy)
         del term["term"], term["weight"]
         losses, _ = noisy_cross_entropy(
-            lambda x: run.model.apply({"params": params}, x, train=True)[0], expanded, key, **term
+            lambda x: run.model.apply({"params": params}, x, train=True), expanded, key, **term
         )
         return losses.mean()
 

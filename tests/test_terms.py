@@ -7,14 +7,10 @@ import numpy as np
 import pytest
 
 from corm_jax.config import base_config
+from corm_jax.losses.gradients import input_gradient
+from corm_jax.losses.noisy import noisy_cross_entropy, noisy_view
 from corm_jax.losses.presets import PRESETS, preset
-from corm_jax.losses.terms import (
-    build,
-    cross_entropy,
-    input_gradient,
-    noisy_cross_entropy,
-    noisy_view,
-)
+from corm_jax.losses.terms import build, cross_entropy
 from corm_jax.sharding import create_mesh
 from corm_jax.state import abstract_state, create_state
 from corm_jax.steps import make_train_step
@@ -29,11 +25,11 @@ BIAS = jnp.asarray(rng.normal(size=CLASSES), jnp.float32)
 
 
 def linear(weights=WEIGHTS, dtype=jnp.float32):
-    """Returns images -> logits, linear in the pixels, computed in a dtype."""
+    """Returns images -> (logits, {}), linear in the pixels, computed in a dtype."""
 
     def forward(images):
         pixels = images.reshape(len(images), -1).astype(dtype)
-        return (pixels @ weights.astype(dtype)).astype(jnp.float32) + BIAS
+        return (pixels @ weights.astype(dtype)).astype(jnp.float32) + BIAS, {}
 
     return forward
 
