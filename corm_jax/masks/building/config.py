@@ -13,6 +13,9 @@ def base_config() -> ConfigDict:
     config.encoder = encoder = ConfigDict()
     encoder.kind = "demo"  # demo, run (of corm_jax.main) or robustness (a checkpoint of MadryLab's)
     encoder.path = ""  # the run's workdir, or the checkpoint; "" in the demo: WORKDIR/encoder
+    # The demo's encoder sees the same drawings with less telling backgrounds: one that leans on
+    # backgrounds alone has few features on objects.
+    encoder.demo_data = "spurious_shapes/rate_80"
     encoder.image_size = 48  # height and width of its input in pixels
     encoder.center_crop_share = 1.0  # central square's side over the image's shorter side
 
@@ -44,7 +47,7 @@ def base_config() -> ConfigDict:
 
     config.masks = masks = ConfigDict()
     # Training images of a (class, feature): those that activate it most; 0 for all of the class.
-    masks.top_k = 260
+    masks.top_k = 0
     masks.validation = True  # masks of all validation images as well
     masks.feature_maps = False  # also each feature's own map, in WORKDIR/feature_maps
     return config
@@ -74,6 +77,7 @@ def _imagenet(config: ConfigDict) -> None:
     config.data.bad_images = "skip"
     config.scan.batch_size = 256
     config.scan.shard_batches = 8
+    config.masks.top_k = 260  # a fifth of a class (project choice); Salient ImageNet has 65
 
 
 def _folder(config: ConfigDict) -> None:

@@ -23,8 +23,7 @@ REASON = "played by the true masks"
 def with_encoder(config: ConfigDict, workdir: Path) -> ConfigDict:
     """Trains the demo's encoder, unless it is there; returns the config with its path.
 
-    A plain ERM run of the main job on the data's images and labels; it sees no mask. Other
-    kinds of encoders are the user's: then nothing happens.
+    A plain run of the main job. Other kinds of encoders are the user's: then nothing happens.
     """
     if config.encoder.kind != "demo":
         return config
@@ -40,13 +39,13 @@ def with_encoder(config: ConfigDict, workdir: Path) -> ConfigDict:
 
 
 def encoder_config(config: ConfigDict) -> ConfigDict:
-    """Returns the training config of the demo's encoder.
+    """Returns the training config of the demo's encoder: ERM, which takes no notice of masks.
 
     Its last map has 6 x 6 cells at 48 pixels: `resnet10_nano`, with one more stage, has 3 x 3.
     """
     run = resnet("demo", objective="erm")
     run.model.name = "resnet8_nano"
-    run.data.tfds_name = config.data.tfds_name
+    run.data.tfds_name = config.encoder.demo_data
     run.data.data_dir = config.data.data_dir
     run.data.image_size = config.encoder.image_size
     return run
