@@ -6,8 +6,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from corm_jax.errors import UserError
+from corm_jax.errors import UserError, lookup
 from corm_jax.files import read_json
+from corm_jax.losses.controls import CONTROLS
 from corm_jax.losses.presets import check_objective, preset
 from corm_jax.losses.terms import build
 from corm_jax.models import check_image_size, create_model
@@ -27,6 +28,7 @@ def base_config(objective: str) -> ConfigDict:
     config.objective = objective  # a preset's name
     # The preset's terms: label -> {term, weight, the term's parameters}.
     config.terms = ConfigDict(preset(objective))
+    config.control = "none"  # wrong masks in training: a key of corm_jax.losses.controls.CONTROLS
 
     config.model = ConfigDict()
     config.model.name = "vit_nano_patch8_48"  # a key of corm_jax.models.MODELS
@@ -158,6 +160,17 @@ BOUNDS: dict[str, Bound] = {
     "eval.seed": Bound(0, 2**31 - 1),
     "checkpoint.every": AT_LEAST_ONE,
 }
+# Of the numbers in a term, where it has them.
+TERM_BOUNDS: dict[str, Bound] = {
+    "weight": NOT_NEGATIVE,
+    "sigma": NOT_NEGATIVE,
+    "sigma_high": NOT_NEGATIVE,
+    "probability": SHARE,
+    "patch": AT_LEAST_ONE,
+    "radius": NOT_NEGATIVE,
+    "step_size": NOT_NEGATIVE,
+    "steps": AT_LEAST_ONE,
+}
 
 
 def check_config(config: ConfigDict) -> None:
@@ -179,10 +192,10 @@ def check_config(config: ConfigDict) -> None:
     if flat["data.crop_area_min"] > flat["data.crop_area_max"]:
         raise UserError("config.data.crop_area_min is above config.data.crop_area_max")
     for label, term in config.terms.items():
-        for key in ("weight", "sigma", "probability"):
-            bound = SHARE if key == "probability" else NOT_NEGATIVE
+        for key, bound in TERM_BOUNDS.items():
             if key in term and not bound.holds(term[key]):
                 raise UserError(f"config.terms.{label}.{key}={term[key]} must be {bound}")
+    lookup(CONTROLS, config.control, "control")
     build(config.terms.to_dict())
     check_objective(config.objective, config.terms.to_dict())
     create_model(config.model.name, num_classes=2, dtype=config.model.dtype)

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from corm_jax.corruptions import gaussian_noise
 from corm_jax.losses.types import Batch
+from corm_jax.masks.morphology import dilate
 from corm_jax.metrics import ClassAccuracy, relative_core_sensitivity
 from corm_jax.sharding import put_batch, replicated
 from corm_jax.steps import expand_batch
@@ -23,7 +24,6 @@ EvalStep = Callable[..., Counts]  # (variables, loaded batch) -> counts
 # the image stays the same (project choice).
 DILATIONS = 15
 DILATION_IMAGE_SIZE = 224
-DILATION_ARM = 2
 
 DEFINITIONS = {
     "clean": "accuracy on the images as they are, mean over classes",
@@ -56,25 +56,6 @@ def extra_definitions(name: str, classes: int) -> dict[str, str]:
 def dilations(image_size: int) -> int:
     """Returns how often the core mask is dilated for square images of this size in pixels."""
     return round(DILATIONS * image_size / DILATION_IMAGE_SIZE)
-
-
-def dilate(masks: jax.Array, times: int) -> jax.Array:
-    """Dilates soft masks: `times` times the maximum over a plus of arm 2.
-
-    Args:
-      masks: float32 [B, H, W, 1] in [0, 1].
-      times: how often.
-    """
-
-    def line_maximum(masks: jax.Array, axis: int) -> jax.Array:
-        window = [1, 1, 1, 1]
-        window[axis] = 2 * DILATION_ARM + 1
-        return jax.lax.reduce_window(masks, -jnp.inf, jax.lax.max, window, (1,) * 4, "SAME")
-
-    def once(_: int, masks: jax.Array) -> jax.Array:
-        return jnp.maximum(line_maximum(masks, 1), line_maximum(masks, 2))
-
-    return jax.lax.fori_loop(0, times, once, masks)
 
 
 def core_region(core_mask: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -63,6 +63,7 @@ def results(
         definitions |= extra_definitions(name, int(found["classes"]))
     return {
         "objective": config.objective,
+        "control": config.control,
         "model": config.model.name,
         "metrics": metrics,
         "definitions": definitions,
@@ -189,9 +190,12 @@ def _save(figure: Figure, path: Path) -> None:
 
 
 def summary_row(results: dict[str, Any]) -> dict[str, Any]:
-    """Returns {objective, clean, core, spurious, rcs, each extra set, seconds} of a run."""
-    metrics = results["metrics"]
-    row = {"objective": results["objective"]}
+    """Returns {objective, clean, core, spurious, rcs, each extra set, seconds} of a run.
+
+    A run under a control has it in its name: "corm (shuffled)".
+    """
+    metrics, control = results["metrics"], results["control"]
+    row = {"objective": results["objective"] + ("" if control == "none" else f" ({control})")}
     names = dict.fromkeys((*SUMMARY_KEYS, *results["extra_sets"]))
     row |= {name: metrics[name] for name in names if name in metrics}
     return {**row, "seconds": results["train_seconds"]}
@@ -212,9 +216,10 @@ def format_table(rows: list[dict[str, Any]]) -> str:
     keys = list(dict.fromkeys(k for row in rows for k in row if k not in ("objective", "seconds")))
     widths = [max(14, len(key)) for key in keys]
     header = [f"{key:>{width}}" for key, width in zip(keys, widths, strict=True)]
-    lines = ["  ".join([f"{'objective':<14}", *header, f"{'seconds':>14}"])]
+    first = max(14, *(len(row["objective"]) for row in rows))
+    lines = ["  ".join([f"{'objective':<{first}}", *header, f"{'seconds':>14}"])]
     for row in rows:
-        cells = [f"{row['objective']:<14}"]
+        cells = [f"{row['objective']:<{first}}"]
         for key, width in zip(keys, widths, strict=True):
             value = row.get(key, float("nan"))
             shown = f"{value:.3f}" if key == "rcs" else f"{100 * value:.1f}%"

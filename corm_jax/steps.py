@@ -10,6 +10,8 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from corm_jax.errors import lookup
+from corm_jax.losses.controls import CONTROLS
 from corm_jax.losses.terms import build
 from corm_jax.losses.types import Batch, Outputs, Term
 from corm_jax.masks import resample
@@ -17,6 +19,8 @@ from corm_jax.sharding import batch_sharding, replicated
 from corm_jax.state import TrainState, create_optimizer
 
 Metrics = dict[str, jax.Array]
+
+CONTROL_STREAM = 1  # folded into a step's key for draws that are not a term's
 
 
 def expand_batch(batch: Batch) -> Batch:
@@ -57,15 +61,26 @@ class Objective:
     """The weighted sum of an objective's terms, as a function of the parameters."""
 
     def __init__(self, config: ConfigDict, model: nn.Module) -> None:
-        """Builds the terms of `config.terms`."""
+        """Builds the terms of `config.terms`.
+
+        Raises:
+          UserError: if a term, a parameter or the control is unknown; names it.
+        """
         self._model = model
         self._terms: dict[str, tuple[float, Term]] = build(config.terms.to_dict())
+        self._control = lookup(CONTROLS, config.control, "control")
         self._label_smoothing = config.train.label_smoothing
         self._seed = config.seed
 
-    def batch(self, batch: Batch) -> Batch:
-        """Adds `target` [B, C] and `non_core` [B, H, W, 1] to an expanded batch."""
-        batch = expand_batch(batch)
+    def batch(self, batch: Batch, step: jax.Array) -> Batch:
+        """Returns a loaded batch as terms take it (see `corm_jax.losses.terms`).
+
+        Args:
+          batch: as `expand_batch` takes it.
+          step: int32 scalar, the number of the step that it is for.
+        """
+        control_key = jax.random.fold_in(self._key(step), CONTROL_STREAM)
+        batch = self._control(expand_batch(batch), control_key)
         target = jax.nn.one_hot(batch["label"], self._model.num_classes, dtype=jnp.float32)
         target = optax.smooth_labels(target, self._label_smoothing)
         non_core = batch["mask_valid"] * (1.0 - batch["core_mask"])
@@ -75,9 +90,10 @@ class Objective:
         self, label: str, state: TrainState, params: Any, batch: Batch
     ) -> tuple[jax.Array, Metrics]:
         """Returns (weighted mean loss of one term, its logs)."""
-        key = jax.random.fold_in(jax.random.key(self._seed), state.step)
         weight, function = self._terms[label]
-        losses, logs = function(lambda x: self._apply(state, params, x)[0], batch, key)
+        losses, logs = function(
+            lambda x: self._apply(state, params, x)[0], batch, self._key(state.step)
+        )
         value = _weighted_mean(losses, batch["weight"])
         logs = {f"terms/{label}/{name}": log for name, log in logs.items()}
         return weight * value, {f"terms/{label}/value": value, **logs}
@@ -96,6 +112,9 @@ class Objective:
             batch_stats = self._apply(state, params, batch["image"])[1]
         return total, (metrics, batch_stats)
 
+    def _key(self, step: jax.Array) -> jax.Array:
+        return jax.random.fold_in(jax.random.key(self._seed), step)
+
     def _apply(self, state: TrainState, params: Any, images: jax.Array) -> tuple[Outputs, Any]:
         variables = {"params": params, "batch_stats": state.batch_stats}
         outputs, updates = self._model.apply(variables, images, train=True, mutable=["batch_stats"])
@@ -103,7 +122,7 @@ class Objective:
 
     def gradient_norms(self, state: TrainState, batch: Batch) -> Metrics:
         """Returns the L2 norm of each weighted term's gradient to the parameters."""
-        batch = self.batch(batch)
+        batch = self.batch(batch, state.step)
         norms = {}
         for label in self._terms:
             gradient = jax.grad(lambda p, label=label: self.term(label, state, p, batch)[0])
@@ -135,7 +154,7 @@ def make_train_step(
     decay = config.train.ema_decay
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        batch = objective.batch(batch)
+        batch = objective.batch(batch, state.step)
         gradient = jax.value_and_grad(objective.total, has_aux=True)
         (loss, (metrics, batch_stats)), gradients = gradient(state.params, state, batch)
         # Optax mixes its integer counts with floats, where everything here promotes strictly.

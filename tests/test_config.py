@@ -9,7 +9,14 @@ from ml_collections import ConfigDict
 
 import corm_jax.config
 from corm_jax.command_line import load_config
-from corm_jax.config import base_config, check_config, flatten, refuse_other_config
+from corm_jax.config import (
+    MAX_KEYS,
+    base_config,
+    check_config,
+    flatten,
+    number_of_keys,
+    refuse_other_config,
+)
 from corm_jax.errors import UserError
 from corm_jax.losses.presets import PRESETS
 from corm_jax.recipes import VARIANTS
@@ -28,7 +35,7 @@ def test_every_config_and_variant_is_valid_and_small(file: Path, variant: str) -
         config = load(file, variant + objective)
         check_config(config)
         flat = flatten(config.to_dict())
-        assert len(flat) <= 60
+        assert number_of_keys(config) <= MAX_KEYS
         expected = flatten(base_config(config.objective).to_dict())
         assert flat.keys() == expected.keys()
         json.dumps(config.to_dict())
@@ -95,6 +102,10 @@ def test_warmup_follows_the_number_of_steps_unless_it_is_given() -> None:
         ("terms.noisy.probability", 1.5, "config.terms.noisy.probability=1.5 must be in [0, 1]"),
         ("terms.noisy.sigma", -0.1, "config.terms.noisy.sigma=-0.1 must be >= 0"),
         ("terms.noisy.term", "noisy_crossentropy", "(did you mean 'noisy_cross_entropy'?)"),
+        ("terms.noisy.sigma_high", -0.1, "config.terms.noisy.sigma_high=-0.1 must be >= 0"),
+        ("terms.noisy.patch", 0, "config.terms.noisy.patch=0 must be >= 1"),
+        ("terms.noisy.region", "noncore", "(did you mean 'non_core'?)"),
+        ("control", "shuffle", "unknown control 'shuffle' (did you mean 'shuffled'?)"),
         ("objective", "corn", "unknown objective 'corn' (did you mean 'corm'?)"),
         ("objective", "erm", "--config=configs/vit_corm.py:demo,erm"),
         ("model.name", "resnet-50", "unknown model 'resnet-50' (did you mean 'resnet50'?)"),

@@ -67,7 +67,7 @@ def test_objective_adds_smoothed_targets_and_what_is_known_not_to_be_core():
     config.train.label_smoothing = 0.3
     objective = Objective(config, create_model("resnet10_nano", num_classes=3, dtype="float32"))
     masks = np.full((3, SIZE, SIZE), 51)
-    batch = objective.batch(make_batch([WHOLE, WIDER, WHOLE], [1, 1, 0], core_mask=masks))
+    batch = objective.batch(make_batch([WHOLE, WIDER, WHOLE], [1, 1, 0], core_mask=masks), step=0)
     np.testing.assert_allclose(batch["target"], np.full((3, 3), 0.1) + 0.7 * np.eye(3), rtol=1e-5)
     rows = [[0.8] * 8, [0.8] * 4 + [0] * 4, [0] * 8]
     np.testing.assert_allclose(batch["non_core"][:, 0, :, 0], rows, rtol=1e-6)

@@ -6,7 +6,7 @@ from corm_jax.errors import UserError
 from corm_jax.losses.presets import PRESETS, check_objective, preset
 from corm_jax.losses.terms import build
 
-NOISY = {"term": "noisy_cross_entropy", "weight": 1.0, "sigma": 0.25, "probability": 0.5}
+NOISY = {key: value for key, value in preset("corm")["noisy"].items() if key != "without_mask"}
 
 
 @pytest.mark.parametrize("name", sorted(PRESETS))
@@ -31,6 +31,13 @@ def test_published_presets_have_the_published_numbers():
     two_term = preset("corm_two_term")
     assert [term["term"] for term in two_term.values()] == ["cross_entropy", "noisy_cross_entropy"]
     assert (two_term["noisy"]["probability"], two_term["noisy"]["weight"]) == (1.0, 1.0)
+
+
+def test_other_presets_add_one_term_to_cross_entropy_outside_the_core():
+    assert preset("noise")["noisy"]["region"] == "whole"
+    assert preset("pgd")["attack"]["region"] == "non_core"
+    for name in ("pgd", "background_swap", "consistency"):
+        assert preset(name)["clean"] == preset("erm")["clean"]
 
 
 def test_a_changed_preset_does_not_change_the_next():
@@ -65,6 +72,14 @@ def test_weights_and_parameters_may_change_but_not_the_objective():
         ),
         ({"a": NOISY}, r"config\.terms\.a\.without_mask is missing"),
         ({"a": {"term": "cross_entropy"}}, r"config\.terms\.a\.weight is missing"),
+        (
+            {"a": {**NOISY, "without_mask": "zero", "corruption": "gray"}},
+            r"config\.terms\.a\.corruption.*did you mean 'grey'",
+        ),
+        (
+            {"a": {**preset("pgd")["attack"], "norm": "l_2"}},
+            r"config\.terms\.a\.norm.*did you mean 'l2'",
+        ),
         (
             {"a": {**NOISY, "without_mask": "zeros"}},
             r"config\.terms\.a\.without_mask.*did you mean 'zero'",

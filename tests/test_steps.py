@@ -197,7 +197,8 @@ def test_loss_is_the_weighted_sum_of_the_values_of_the_terms(vit):
 
 def by_hand(run, state, batch):
     """Returns functions of the parameters: mean clean loss, mean penalty; per-image gradients."""
-    expanded = Objective(run.config, run.model).batch(jax.tree.map(jnp.asarray, batch))
+    objective = Objective(run.config, run.model)
+    expanded = objective.batch(jax.tree.map(jnp.asarray, batch), state.step)
 
     def logits(params, image):
         return run.model.apply({"params": params}, image[None], train=True)[0][0]

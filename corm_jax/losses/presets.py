@@ -1,7 +1,7 @@
 """Objectives by name, as config data: label -> {"term", "weight", parameters}.
 
-Sigma 0.25 and probability 0.5 are the authors'; every weight, and `corm`'s sigma, is a project
-choice.
+Sigma 0.25 and probability 0.5 are the authors'; every weight, and whatever a preset does not name
+a source for, is a project choice.
 """
 
 from collections.abc import Callable
@@ -12,9 +12,40 @@ from corm_jax.errors import UserError, lookup
 Terms = dict[str, dict[str, Any]]
 
 
+CLEAN = {"term": "cross_entropy", "weight": 1.0}
+
+
+def _view(**changes: Any) -> dict[str, Any]:
+    """Returns the parameters of a view with Gaussian noise outside the core of every image."""
+    return {
+        "corruption": "gaussian_noise",
+        "sigma": 0.25,
+        "sigma_high": 0.0,
+        "patch": 8,
+        "region": "non_core",
+        "probability": 1.0,
+        "probability_per": "example",
+        **changes,
+    }
+
+
+def _noisy(*, without_mask: str, **changes: Any) -> dict[str, Any]:
+    term = {"term": "noisy_cross_entropy", "weight": 1.0, "without_mask": without_mask}
+    return {**term, **_view(**changes)}
+
+
 def erm() -> Terms:
     """Empirical risk minimization: cross entropy alone, masks unused."""
-    return {"clean": {"term": "cross_entropy", "weight": 1.0}}
+    return {"clean": dict(CLEAN)}
+
+
+def noise() -> Terms:
+    """Noise on the whole of half of the images, masks unused: what noise does by itself.
+
+    Source: Gaussian data augmentation as in Rusak et al. 2020 (arXiv:2001.06057), which keeps half
+    of a batch clean; sigma is the evaluation's.
+    """
+    return {"noisy": _noisy(region="whole", probability=0.5, without_mask="clean")}
 
 
 def corm_hi() -> Terms:
@@ -23,25 +54,21 @@ def corm_hi() -> Terms:
     Noise outside the core in half of the images, and the input gradient penalised there. Unlike
     the published script, the penalty's gradient reaches the weights.
     """
-    view = {"sigma": 0.25, "probability": 0.5}
     return {
-        "noisy": {"term": "noisy_cross_entropy", "weight": 1.0, "without_mask": "clean", **view},
-        "gradient": {"term": "input_gradient", "weight": 1000.0, "of": "loss", **view},
+        "noisy": _noisy(probability=0.5, without_mask="clean"),
+        "gradient": {
+            "term": "input_gradient",
+            "weight": 1000.0,
+            "of": "loss",
+            "sigma": 0.25,
+            "probability": 0.5,
+        },
     }
 
 
 def corm_two_term() -> Terms:
     """CoRM as in MLX (Heo et al. 2023): clean and noisy cross entropy, both in every step."""
-    return {
-        "clean": {"term": "cross_entropy", "weight": 1.0},
-        "noisy": {
-            "term": "noisy_cross_entropy",
-            "weight": 1.0,
-            "sigma": 0.25,
-            "probability": 1.0,
-            "without_mask": "zero",
-        },
-    }
+    return {"clean": dict(CLEAN), "noisy": _noisy(without_mask="zero")}
 
 
 def corm() -> Terms:
@@ -51,16 +78,64 @@ def corm() -> Terms:
     reads it there leans on it on clean images too. The gradient penalty is left out: in
     trials on spurious_shapes (one seed) it gained nothing for its double backprop.
     """
-    terms = corm_two_term()
-    terms["noisy"]["sigma"] = 0.5
-    return terms
+    return {"clean": dict(CLEAN), "noisy": _noisy(sigma=0.5, without_mask="zero")}
+
+
+def pgd() -> Terms:
+    """Clean cross entropy, and that under an attack outside the core.
+
+    Source: PGD-Ex of Heo et al. 2023; Madry et al. 2018. Radius, step size and steps are a project
+    choice: a radius of 8/255, and 2.5 radii over all steps.
+    """
+    attack = {
+        "term": "adversarial",
+        "weight": 1.0,
+        "norm": "linf",
+        "radius": 8 / 255,
+        "step_size": 4 / 255,
+        "steps": 5,
+        "random_start": True,
+        "region": "non_core",
+        "without_mask": "zero",
+    }
+    return {"clean": dict(CLEAN), "attack": attack}
+
+
+def background_swap() -> Terms:
+    """Clean cross entropy, and that before another image's background.
+
+    Source: CutMix (Yun et al. 2019) along masks, as the Backgrounds Challenge (Xiao et al. 2020)
+    swaps them in its mixed-rand images; both in every step, as `corm_two_term`.
+    """
+    swapped = {
+        "term": "background_swap",
+        "weight": 1.0,
+        "probability": 1.0,
+        "probability_per": "example",
+        "without_mask": "zero",
+    }
+    return {"clean": dict(CLEAN), "swapped": swapped}
+
+
+def consistency() -> Terms:
+    """Clean cross entropy, and the divergence of the prediction under noise outside the core.
+
+    Source: UDA (Xie et al. 2020), whose weight is 1 and whose clean prediction is a fixed target;
+    the noise is `corm`'s.
+    """
+    divergence = {"term": "consistency", "weight": 1.0, "clean_gradient": False}
+    return {"clean": dict(CLEAN), "consistency": {**divergence, **_view(sigma=0.5)}}
 
 
 PRESETS: dict[str, Callable[[], Terms]] = {
     "erm": erm,
+    "noise": noise,
     "corm": corm,
     "corm_hi": corm_hi,
     "corm_two_term": corm_two_term,
+    "pgd": pgd,
+    "background_swap": background_swap,
+    "consistency": consistency,
 }
 
 

@@ -24,9 +24,13 @@ import jax
 import optax
 
 from corm_jax.errors import UserError, lookup, nearest
+from corm_jax.losses.adversarial import NORMS, adversarial
+from corm_jax.losses.consistency import consistency
 from corm_jax.losses.gradients import GRADIENT_OF, input_gradient
-from corm_jax.losses.noisy import WITHOUT_MASK, noisy_cross_entropy
+from corm_jax.losses.noisy import noisy_cross_entropy
+from corm_jax.losses.swap import background_swap
 from corm_jax.losses.types import Batch, Forward, Losses, Term
+from corm_jax.losses.views import CORRUPTED_VIEW, PROBABILITY_PER, REGIONS, WITHOUT_MASK
 
 
 def cross_entropy(forward: Forward, batch: Batch, key: jax.Array) -> Losses:
@@ -38,12 +42,18 @@ def cross_entropy(forward: Forward, batch: Batch, key: jax.Array) -> Losses:
 TERMS: dict[str, Callable[..., Losses]] = {
     "cross_entropy": cross_entropy,
     "noisy_cross_entropy": noisy_cross_entropy,
+    "background_swap": background_swap,
+    "consistency": consistency,
+    "adversarial": adversarial,
     "input_gradient": input_gradient,
 }
 
 # Parameters that are one of a few words, by term.
 CHOICES: dict[str, dict[str, dict[str, Any]]] = {
-    "noisy_cross_entropy": {"without_mask": WITHOUT_MASK},
+    "noisy_cross_entropy": {**CORRUPTED_VIEW, "without_mask": WITHOUT_MASK},
+    "background_swap": {"probability_per": PROBABILITY_PER, "without_mask": WITHOUT_MASK},
+    "consistency": CORRUPTED_VIEW,
+    "adversarial": {"norm": NORMS, "region": REGIONS, "without_mask": WITHOUT_MASK},
     "input_gradient": {"of": GRADIENT_OF},
 }
 
