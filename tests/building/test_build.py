@@ -11,6 +11,8 @@ import pytest
 from command import run, small_config, start
 
 from corm_jax.masks.__main__ import main
+from corm_jax.masks.annotations import read_annotations
+from corm_jax.masks.building.selection import read_features
 from corm_jax.masks.building.store import FeatureStore
 from corm_jax.masks.records import MaskRecords
 
@@ -72,7 +74,7 @@ def test_killed_builds_end_byte_identical_to_an_uninterrupted_one(
     code, output, errors = run(flags(encoder, shapes_data_dir, whole), cache, MODULE)
     assert code == 0, errors
     assert "Traceback" not in errors
-    assert "WARNING: nobody annotated the features" in output
+    assert "annotated by: nobody: WARNING: every feature counts as core" in output
 
     again = flags(encoder, shapes_data_dir, killed)
     train = killed / "store" / "train"
@@ -131,6 +133,31 @@ def test_killed_builds_end_byte_identical_to_an_uninterrupted_one(
     code, _, errors = run(other, cache, MODULE)
     assert code == 1
     assert "store/train was made with another grid, encoder; choose another" in errors
+
+
+@pytest.mark.slow
+def test_demo_trains_its_encoder_and_compares_with_the_true_masks(
+    shapes_data_dir: Path, tmp_path: Path
+) -> None:
+    tiny = "spurious_shapes/tiny"
+    options = {"data.tfds_name": tiny, "data.data_dir": shapes_data_dir, "encoder.demo_data": tiny}
+    options |= {"encoder.image_size": 16, "features.per_class": 2}
+    overrides = [f"--config.{key}={value}" for key, value in options.items()]
+    code, output, errors = run(["build", f"--workdir={tmp_path}", *overrides], module=MODULE)
+    assert code == 0, errors
+    assert "annotated by: the true masks" in output
+    built = json.loads((tmp_path / "build.json").read_text())
+    assert len(built["classes"]) == 6
+    assert built["splits"]["validation"]["masks"] == 48
+    assert 0 < built["iou"]["validation"]["binary"] < 1
+    features, names = read_features(tmp_path / "features.json")
+    annotations = read_annotations(tmp_path / "annotations.csv")
+    assert set(annotations) == {(names[f.class_index], f.feature) for f in features}
+    report = (tmp_path / "report.md").read_text()
+    for name in names:
+        assert f"\n| {name} | " in report
+    assert (tmp_path / "masks.png").read_bytes().startswith(b"\x89PNG")
+    assert main(["verify", str(tmp_path / "masks")]) == 0
 
 
 @pytest.mark.parametrize(

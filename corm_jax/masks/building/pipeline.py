@@ -14,6 +14,7 @@ Each step finds what a build before has finished, and goes on with what is left.
 import hashlib
 import json
 import logging
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -166,6 +167,7 @@ def _write(setup: Setup, plans: Mapping[str, assemble.Plan], weights: kinds.Weig
             )
         logger.info("%s is built already", path)
     else:
+        shutil.rmtree(feature_maps, ignore_errors=True)  # of masks that were removed
         assemble.write_records(
             path,
             stores,

@@ -17,6 +17,7 @@ from corm_jax.masks.building.store import FeatureStore
 from corm_jax.masks.records import KINDS, MaskRecords
 
 SAMPLE = 24  # images on the contact sheet
+NAMED = 20  # classes in the summary
 
 
 def numbers(
@@ -96,15 +97,14 @@ def summary(config: ConfigDict, built: Mapping[str, Any]) -> list[str]:
     """Returns the lines of a summary, for the report and the terminal."""
     classes = built["classes"]
     totals = {kind: sum(len(row[kind]) for row in classes) for kind in KINDS}
-    without = sum(not row["core"] and not row["spurious"] for row in classes)
-    lines = [
-        f"- features: {totals['core']} core, {totals['spurious']} spurious; {len(classes)} classes"
-        + (f", {without} of them without: no image is predicted as such" if without else "")
-    ]
-    if config.encoder.kind == "demo" and not config.annotations.path:
-        lines.append("- who annotated: the true masks, in the place of workers (annotations.csv)")
-    elif not config.annotations.path:
-        lines.append("- WARNING: nobody annotated the features; every one counts as core")
+    lines = [f"- features: {totals['core']} core, {totals['spurious']} spurious"]
+    without = [row["class"] for row in classes if not row["core"]]
+    if without:
+        shown = ", ".join(without[:NAMED]) + (", ..." if len(without) > NAMED else "")
+        lines.append(
+            f"- classes without a core feature: {len(without)} of {len(classes)} ({shown})"
+        )
+    lines += _origin(config)
     for split, row in built["splits"].items():
         lines.append(
             f"- {split}: {row['masks']:,} of {row['images']:,} images have masks, {row['core']:,} "
@@ -121,3 +121,16 @@ def summary(config: ConfigDict, built: Mapping[str, Any]) -> list[str]:
         lines.append(f"- encoded {built['encoded']:,} images at {speed:.0f} images/s")
     lines.append(f"- encoded again, for maps that were not kept at first: {built['encoded_again']}")
     return lines
+
+
+def _origin(config: ConfigDict) -> list[str]:
+    """Returns the lines that say whose the features are, and who said which are core."""
+    encoder = config.encoder
+    if encoder.kind == "demo":
+        what = f"a ResNet that the main job trained on {encoder.demo_data}, without masks"
+    else:
+        what = f"{encoder.kind} {encoder.path}"
+    who = config.annotations.path or "nobody: WARNING: every feature counts as core"
+    if encoder.kind == "demo" and not config.annotations.path:
+        who = "the true masks, which play the workers of the demo (annotations.csv)"
+    return [f"- encoder: {what}", f"- annotated by: {who}"]

@@ -126,7 +126,7 @@ class FeatureStore:
             rows[chosen] = shard["activations"][places]
         return rows
 
-    def shard_activations(self) -> "list[np.ndarray]":
+    def shard_activations(self) -> list[np.ndarray]:
         """Returns the activations of the shards, float16 [n, C] each, memory-mapped."""
         return [shard["activations"] for shard in self._shards]
 
@@ -168,7 +168,7 @@ class FeatureStore:
             maps[found], stored[found] = more[places[found]], True
         return maps, stored
 
-    def _by_shard(self, images: np.ndarray) -> "list[tuple[Arrays, np.ndarray, np.ndarray]]":
+    def _by_shard(self, images: np.ndarray) -> list[tuple[Arrays, np.ndarray, np.ndarray]]:
         """Returns (shard, which of `images` it holds, their places in it) for those concerned."""
         numbers, places = np.divmod(images, self._shard_images)
         parts = [(number, np.flatnonzero(numbers == number)) for number in np.unique(numbers)]
