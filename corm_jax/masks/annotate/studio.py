@@ -14,20 +14,21 @@ from matplotlib import colormaps
 from ml_collections import ConfigDict
 from PIL import Image
 
-from corm_jax.data.pipeline import ImageSource
+from corm_jax.data import order, preprocess
+from corm_jax.data.pipeline import ImageSource, Loader
 from corm_jax.errors import UserError
 from corm_jax.files import read_json, replacing
 from corm_jax.masks.annotate import attack
 from corm_jax.masks.annotate.pairs import TOP_IMAGES, Pairs, top_images
 from corm_jax.masks.annotate.pictures import Maker
 from corm_jax.masks.building.encoder import Encoder, activation_maps, open_encoder
-from corm_jax.masks.building.scan import Part, loaded
-from corm_jax.masks.building.splits import open_splits
+from corm_jax.masks.building.splits import open_splits, unmasked
 from corm_jax.masks.building.store import FeatureStore, read_header
 from corm_jax.sharding import create_mesh
 
 COLORS = colormaps["turbo"]
 OPACITY = 0.6  # of the heat map's colour where the feature is most active
+REDDEST = 0.9  # of the colours: beyond they are brown, hard to see on dark images
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,6 @@ class Studio:
       store: of the training images.
       images: the training images.
       encoder: the encoder that selected the features.
-      config: of the build.
       cache: directory where attacked images are kept.
     """
 
@@ -47,7 +47,6 @@ class Studio:
     store: FeatureStore
     images: ImageSource
     encoder: Encoder
-    config: ConfigDict
     cache: Path
 
     def makers(self) -> dict[str, Maker]:
@@ -81,7 +80,14 @@ class Studio:
             size = self.encoder.image_size
             blank = np.zeros((TOP_IMAGES, size, size, 3), np.uint8)
             return blank[:0], blank
-        [batch] = loaded(self.encoder, self.images, self.config, [Part(0, top)])
+        split = unmasked(self.images)
+        operations = preprocess.evaluation(
+            split.masks,
+            image_size=self.encoder.image_size,
+            share=self.encoder.center_crop_share,
+        )
+        select = order.evaluation_order(top, batch_size=TOP_IMAGES)
+        [batch] = Loader(split, select, operations, bad_images="error").batches(0, 1)
         return batch["image"][: len(top)], batch["image"]
 
     def _attack_paths(self, number: int) -> list[Path]:
@@ -102,7 +108,6 @@ def open_studio(workdir: Path, pairs: Pairs) -> Studio:
     header, store = read_header(path), FeatureStore(path)
     config = ConfigDict(read_json(workdir / "config.json"))
     images = open_splits(config).images["train"]
-    config.scan.batch_size = TOP_IMAGES  # what is loaded at a time
     # Pictures come one by one: one device is enough.
     mesh = create_mesh(-1, 1, jax.local_devices()[:1])
     encoder = open_encoder(config, images.class_names, mesh)
@@ -119,7 +124,7 @@ def open_studio(workdir: Path, pairs: Pairs) -> Studio:
     recipe = (attack.STEPS, attack.STEP_PER_SIDE, attack.RADIUS_PER_SIDE)
     content = json.dumps([header["encoder"], header["file_names"], recipe])
     cache = workdir / "attacks" / hashlib.sha256(content.encode()).hexdigest()[:16]
-    return Studio(pairs, store, images, encoder, config, cache)
+    return Studio(pairs, store, images, encoder, cache)
 
 
 def _make_maps(encoder: Encoder) -> Callable[[np.ndarray, int], np.ndarray]:
@@ -134,7 +139,7 @@ def _make_maps(encoder: Encoder) -> Callable[[np.ndarray, int], np.ndarray]:
 
 
 def overlay(image: np.ndarray, activation_map: np.ndarray) -> np.ndarray:
-    """Lays a heat map over an image: the more active the feature, the more of its colour.
+    """Lays a heat map over an image in grey: the more active the feature, the more of its colour.
 
     Args:
       image: uint8 [S, S, 3].
@@ -146,7 +151,8 @@ def overlay(image: np.ndarray, activation_map: np.ndarray) -> np.ndarray:
     grid = Image.fromarray(activation_map.astype(np.float32))
     heat = np.asarray(grid.resize(image.shape[1::-1], Image.Resampling.BILINEAR)).clip(0.0, 1.0)
     opacity = OPACITY * heat[..., None]
-    mixed = (1 - opacity) * image + opacity * 255 * COLORS(heat)[..., :3]
+    grey = np.asarray(Image.fromarray(image).convert("L"))[..., None]
+    mixed = (1 - opacity) * grey + opacity * 255 * COLORS(REDDEST * heat)[..., :3]
     return np.rint(mixed).astype(np.uint8)
 
 

@@ -137,7 +137,7 @@ async function showPair(number) {
   $("back").disabled = !visited.length && number === 0;
   $("finished").hidden = true;
   $("pair").hidden = false;
-  document.activeElement.blur();
+  $("class-name").focus(); // leaves the text field, so that keys answer again
   window.scrollTo(0, 0);
   layOut();
   const loading = Object.keys(KINDS).map((kind) => showPictures(number, kind));
@@ -154,7 +154,7 @@ function showFinished(state) {
   $("feature").textContent = "";
   $("worker").textContent = state.worker;
   $("csv").textContent = state.finished.csv;
-  $("flags").textContent = state.finished.flags;
+  $("flags").textContent = state.finished.flags.replaceAll(" --", " \\\n--"); // a line each
   $("review").onclick = () => go(() => showPair(visited.pop() ?? state.count - 1));
   $("pair").hidden = true;
   $("finished").hidden = false;
