@@ -141,15 +141,16 @@ def test_demo_trains_its_encoder_and_compares_with_the_true_masks(
 ) -> None:
     tiny = "spurious_shapes/tiny"
     options = {"data.tfds_name": tiny, "data.data_dir": shapes_data_dir, "encoder.demo_data": tiny}
-    options |= {"encoder.image_size": 16, "features.per_class": 2}
+    options |= {"encoder.image_size": 16, "features.per_class": 2, "masks.validation": False}
     overrides = [f"--config.{key}={value}" for key, value in options.items()]
     code, output, errors = run(["build", f"--workdir={tmp_path}", *overrides], module=MODULE)
     assert code == 0, errors
     assert "annotated by: the true masks" in output
     built = json.loads((tmp_path / "build.json").read_text())
     assert len(built["classes"]) == 6
-    assert built["splits"]["validation"]["masks"] == 48
-    assert 0 < built["iou"]["validation"]["binary"] < 1
+    assert built["splits"].keys() == built["iou"].keys() == {"train"}
+    assert built["splits"]["train"]["masks"] == 96
+    assert 0 < built["iou"]["train"]["binary"] < 1
     features, names = read_features(tmp_path / "features.json")
     annotations = read_annotations(tmp_path / "annotations.csv")
     assert set(annotations) == {(names[f.class_index], f.feature) for f in features}

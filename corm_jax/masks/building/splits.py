@@ -73,7 +73,10 @@ def open_splits(config: ConfigDict) -> Splits:
     Raises:
       UserError: if they are not there; says what to do.
     """
-    return lookup(SOURCES, config.data.source, "config.data.source")(config)
+    splits = lookup(SOURCES, config.data.source, "config.data.source")(config)
+    if not config.masks.validation:
+        splits.images.pop("validation", None)
+    return splits
 
 
 def _open_tfds(config: ConfigDict) -> Splits:
