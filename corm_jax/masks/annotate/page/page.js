@@ -126,7 +126,7 @@ async function showPair(number) {
   $("class-name").textContent = name;
   const label = pair.description ? `${pair.class_name} · ` : "";
   $("feature").textContent = `${label}feature ${pair.feature} · rank ${pair.rank} of ${pair.ranks}`;
-  document.querySelectorAll(".object").forEach((span) => (span.textContent = name));
+  document.querySelectorAll(".object").forEach((span) => (span.textContent = name.split(",")[0]));
   form.reset();
   if (pair.answer) {
     form.elements.main.value = pair.answer.main;
