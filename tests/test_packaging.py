@@ -9,12 +9,19 @@ import pytest
 from command import REPOSITORY
 
 
+def shipped() -> list[str]:
+    """Returns the modules and the files of the page that `masks annotate` serves."""
+    patterns = ("corm_jax/**/*.py", "corm_jax/masks/annotate/page/*")
+    paths = [path for pattern in patterns for path in REPOSITORY.glob(pattern)]
+    return [str(path.relative_to(REPOSITORY)) for path in paths]
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     """The package as `pip install .` builds it, from a copy without this checkout's leftovers."""
     source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
     names = ["setup.cfg", "pyproject.toml", "README.md", "LICENSE"]
-    names += [str(p.relative_to(REPOSITORY)) for p in REPOSITORY.glob("corm_jax/**/*.py")]
+    names += shipped()
     for name in names:
         (source / name).parent.mkdir(parents=True, exist_ok=True)
         (source / name).write_bytes((REPOSITORY / name).read_bytes())
@@ -35,10 +42,9 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
 
 
 @pytest.mark.slow
-def test_wheel_holds_every_module_and_the_licence(wheel: zipfile.ZipFile) -> None:
-    modules = {str(p.relative_to(REPOSITORY)) for p in REPOSITORY.glob("corm_jax/**/*.py")}
+def test_wheel_holds_every_file_and_the_licence(wheel: zipfile.ZipFile) -> None:
     held = set(wheel.namelist())
-    assert modules <= held
+    assert set(shipped()) <= held
     assert any(name.endswith("LICENSE") for name in held)
     assert {name.split("/")[0].split("-")[0] for name in held} == {"corm_jax"}
 
