@@ -20,9 +20,11 @@ METRICS = {
 }
 
 
-def finish(workdir: Path, objective: str, **extra: float) -> dict:
+def finish(workdir: Path, objective: str, control: str = "none", **extra: float) -> dict:
+    config = base_config(objective)
+    config.control = control
     content = report.results(
-        base_config(objective),
+        config,
         metrics=METRICS,
         extra={
             name: {"clean": clean, "clean_plain": clean / 2, "images": 30.0, "classes": 5}
@@ -45,6 +47,18 @@ def test_results_define_every_metric_and_name_versions(tmp_path: Path) -> None:
     assert content["protocol"]["dilations"] == 3
     for package in ("jax", "flax", "optax", "orbax-checkpoint", "corm_jax", "python"):
         assert content["versions"][package]
+
+
+def test_runs_under_a_control_are_told_apart(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finish(tmp_path / "a", "corm_two_term", control="shuffled")
+    finish(tmp_path / "b", "corm_two_term")
+    assert report.main([str(tmp_path / "a"), str(tmp_path / "b")]) == 0
+    header, control, row = capsys.readouterr().out.splitlines()[:3]
+    assert control.startswith("corm_two_term (shuffled)  ")
+    assert row.startswith("corm_two_term  ")
+    assert len(header) == len(control) == len(row)
 
 
 def test_report_compares_runs_and_writes_the_summary(

@@ -161,6 +161,33 @@ def test_every_mesh_computes_what_one_device_does(request, name, data, fsdp):
     assert min(jax.tree.leaves(moved)) > 1e-6  # every array learns
 
 
+def make_config_of_views():
+    """Returns a config of the terms and the control that mix images, shuffle or attack them."""
+    config = make_config("pgd")
+    config.control = "shuffled"
+    # Not linf: the sign of a gradient near 0 is decided by rounding.
+    config.terms.attack.update({"norm": "l2", "radius": 1.0, "step_size": 0.5, "steps": 2})
+    config.terms.swapped = base_config("background_swap").terms.swapped
+    config.terms.shuffled = base_config("consistency").terms.consistency
+    config.terms.shuffled.update({"corruption": "patch_shuffle", "patch": 2})
+    return config
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("model", "data", "fsdp"), [(make_vit(width=128), 4, 2), (make_resnet(), 8, 1)]
+)
+def test_views_that_mix_images_are_the_same_on_every_mesh(model, data, fsdp):
+    config = make_config_of_views()
+    single = Run(config, model, one_device())
+    run = Run(config, model, create_mesh(data, fsdp), initial=jax.device_get(single.initial))
+    # Two steps: the ViT's head is 0 in the first.
+    (states, history), (expected_states, expected) = (r.train(2) for r in (run, single))
+    assert_trees_close(history, expected, rtol=1e-4, atol=1e-6)
+    assert_trees_close(states[2].params, expected_states[2].params, rtol=1e-4, atol=1e-5)
+    assert all(history[1][f"terms/{label}/value"] > 0 for label in config.terms)
+
+
 @pytest.mark.slow
 def test_gradient_norms_are_the_same_on_a_sharded_mesh(vit, vit_history):
     state = vit_history[0][2]
@@ -289,8 +316,9 @@ def test_clipping_limits_the_update_and_logs_the_whole_norm(clipped):
     assert metrics["gradient_norm"] > 0.05
 
 
-def test_bfloat16_keeps_losses_and_parameters_in_float32():
-    config, model, mesh = make_config_of_all_terms(), make_vit(dtype=jnp.bfloat16), one_device()
+@pytest.mark.parametrize("make", [make_config_of_all_terms, make_config_of_views])
+def test_bfloat16_keeps_losses_and_parameters_in_float32(make):
+    config, model, mesh = make(), make_vit(dtype=jnp.bfloat16), one_device()
     with jax.numpy_dtype_promotion("standard"):  # Flax's own norms mix dtypes
         abstract = abstract_state(config, model, mesh)
         for function in make_train_step(config, model, mesh, abstract):
