@@ -12,8 +12,10 @@ from ml_collections import ConfigDict
 
 from corm_jax.errors import lookup
 from corm_jax.losses.controls import CONTROLS
+from corm_jax.losses.gradients import input_gradient
+from corm_jax.losses.shared import SharedForward
 from corm_jax.losses.terms import build
-from corm_jax.losses.types import Batch, Outputs, Term
+from corm_jax.losses.types import Batch, Forward, Outputs, Term
 from corm_jax.masks import resample
 from corm_jax.sharding import batch_sharding, replicated
 from corm_jax.state import TrainState, create_optimizer
@@ -87,13 +89,11 @@ class Objective:
         return {**batch, "target": target, "non_core": non_core}
 
     def term(
-        self, label: str, state: TrainState, params: Any, batch: Batch
+        self, label: str, forward: Forward, batch: Batch, key: jax.Array
     ) -> tuple[jax.Array, Metrics]:
         """Returns (weighted mean loss of one term, its logs)."""
         weight, function = self._terms[label]
-        losses, logs = function(
-            lambda x: self._apply(state, params, x)[0], batch, self._key(state.step)
-        )
+        losses, logs = function(forward, batch, key)
         value = _weighted_mean(losses, batch["weight"])
         logs = {f"terms/{label}/{name}": log for name, log in logs.items()}
         return weight * value, {f"terms/{label}/value": value, **logs}
@@ -101,8 +101,10 @@ class Objective:
     def total(self, params: Any, state: TrainState, batch: Batch) -> tuple[jax.Array, Any]:
         """Returns (loss, (logs, new running averages of the clean images))."""
         total, metrics = jnp.zeros((), jnp.float32), {}
-        for label in self._terms:
-            value, logs = self.term(label, state, params, batch)
+        forward, key = self._forward(state, params), self._key(state.step)
+        batch = {**batch, "views": {}}
+        for label in sorted(self._terms, key=self._order):
+            value, logs = self.term(label, forward, batch, key)
             total += value
             metrics.update(logs)
         batch_stats = state.batch_stats
@@ -111,6 +113,13 @@ class Objective:
             # takes them too, XLA computes the two equal passes once.
             batch_stats = self._apply(state, params, batch["image"])[1]
         return total, (metrics, batch_stats)
+
+    def _order(self, label: str) -> int:
+        """Sorts terms that take the forward's derivative before others, which then share it."""
+        return 0 if self._terms[label][1].func is input_gradient else 1
+
+    def _forward(self, state: TrainState, params: Any) -> SharedForward:
+        return SharedForward(lambda images: self._apply(state, params, images)[0])
 
     def _key(self, step: jax.Array) -> jax.Array:
         return jax.random.fold_in(jax.random.key(self._seed), step)
@@ -122,10 +131,12 @@ class Objective:
 
     def gradient_norms(self, state: TrainState, batch: Batch) -> Metrics:
         """Returns the L2 norm of each weighted term's gradient to the parameters."""
-        batch = self.batch(batch, state.step)
+        batch, key = self.batch(batch, state.step), self._key(state.step)
         norms = {}
         for label in self._terms:
-            gradient = jax.grad(lambda p, label=label: self.term(label, state, p, batch)[0])
+            gradient = jax.grad(
+                lambda p, label=label: self.term(label, self._forward(state, p), batch, key)[0]
+            )
             norms[f"terms/{label}/gradient_norm"] = _norm(gradient(state.params))
         return norms
 

@@ -28,7 +28,7 @@ from corm_jax.sharding import create_mesh
 from corm_jax.state import abstract_state, create_state
 from corm_jax.steps import make_train_step
 
-CLEAN = {"sigma": 0.0, "probability": 0.0}
+CLEAN = {"norm": "l2", "sigma": 0.0, "probability": 0.0}
 
 
 def test_cross_entropy_of_soft_targets():
@@ -129,7 +129,7 @@ def test_a_training_step_on_the_penalty_alone_moves_the_weights_as_derived_by_ha
 def test_penalty_takes_the_noise_of_noisy_cross_entropy():
     batch = make_batch()
     noisy = {"sigma": 0.25, "probability": 0.5}
-    found, _ = input_gradient(linear(), batch, KEY, of="loss", **noisy)
+    found, _ = input_gradient(linear(), batch, KEY, of="loss", norm="l2", **noisy)
     view = batch | {"image": noisy_view(batch, KEY, **noisy)}
     expected, _ = input_gradient(linear(), view, KEY, of="loss", **CLEAN)
     np.testing.assert_allclose(found, expected, rtol=1e-6)

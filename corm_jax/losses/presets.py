@@ -60,6 +60,7 @@ def corm_hi() -> Terms:
             "term": "input_gradient",
             "weight": 1000.0,
             "of": "loss",
+            "norm": "l2",
             "sigma": 0.25,
             "probability": 0.5,
         },
@@ -79,6 +80,23 @@ def corm() -> Terms:
     trials on spurious_shapes (one seed) it gained nothing for its double backprop.
     """
     return {"clean": dict(CLEAN), "noisy": _noisy(sigma=0.5, without_mask="zero")}
+
+
+def rrr() -> Terms:
+    """Right for the right reasons (Ross et al. 2017): clean cross entropy and the input gradient.
+
+    The sum over classes of log probabilities is differentiated, on clean images. The weight is a
+    project choice.
+    """
+    gradient = {
+        "term": "input_gradient",
+        "weight": 1.0,
+        "of": "log_probabilities_sum",
+        "norm": "l2",
+        "sigma": 0.0,
+        "probability": 0.0,
+    }
+    return {"clean": dict(CLEAN), "gradient": gradient}
 
 
 def pgd() -> Terms:
@@ -133,6 +151,7 @@ PRESETS: dict[str, Callable[[], Terms]] = {
     "corm": corm,
     "corm_hi": corm_hi,
     "corm_two_term": corm_two_term,
+    "rrr": rrr,
     "pgd": pgd,
     "background_swap": background_swap,
     "consistency": consistency,

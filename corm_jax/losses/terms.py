@@ -7,7 +7,7 @@ A term is a pure function (forward, batch, key, ...) -> (losses, logs):
     batch     `image` float32 [B, H, W, 3] in [0, 1]; `target` float32 [B, C], each row sums to 1;
               `core_mask`, `mask_valid` and `non_core` float32 [B, H, W, 1] in [0, 1], non_core =
               mask_valid * (1 - core_mask); `has_mask` and `weight` float32 [B], weight 0 for
-              padding
+              padding; `views`, not of a loaded batch but of a step, holds views already made
     key       PRNG key of this step; terms given equal arguments draw equal noise
     losses    float32 [B], neither averaged nor weighted
     logs      dict of float32 scalars to log
@@ -26,7 +26,7 @@ import optax
 from corm_jax.errors import UserError, lookup, nearest
 from corm_jax.losses.adversarial import NORMS, adversarial
 from corm_jax.losses.consistency import consistency
-from corm_jax.losses.gradients import GRADIENT_OF, input_gradient
+from corm_jax.losses.gradients import GRADIENT_NORMS, GRADIENT_OF, input_gradient
 from corm_jax.losses.noisy import noisy_cross_entropy
 from corm_jax.losses.swap import background_swap
 from corm_jax.losses.types import Batch, Forward, Losses, Term
@@ -54,7 +54,7 @@ CHOICES: dict[str, dict[str, dict[str, Any]]] = {
     "background_swap": {"probability_per": PROBABILITY_PER, "without_mask": WITHOUT_MASK},
     "consistency": CORRUPTED_VIEW,
     "adversarial": {"norm": NORMS, "region": REGIONS, "without_mask": WITHOUT_MASK},
-    "input_gradient": {"of": GRADIENT_OF},
+    "input_gradient": {"of": GRADIENT_OF, "norm": GRADIENT_NORMS},
 }
 
 

@@ -66,10 +66,31 @@ def corrupted_view(
       probability_per: "example" decides for each image, "batch" once for all.
 
     Returns:
-      float32 [B, H, W, 3] in [0, 1].
+      float32 [B, H, W, 3] in [0, 1]; the same array for equal arguments where the batch holds
+      `views`, so that terms share a pass of it.
     """
     images = batch["image"]
     where = lookup(REGIONS, region, "region")(batch)
+    parameters = (corruption, sigma, sigma_high, patch, probability, probability_per)
+    name = (id(images), id(where), id(key), *parameters)
+    views = batch.get("views", {})
+    if name not in views:
+        view = _corrupted(images, where, key, *parameters)
+        views[name] = (view, images, where, key)  # held, so that no other array takes their ids
+    return views[name][0]
+
+
+def _corrupted(
+    images: jax.Array,
+    where: jax.Array,
+    key: jax.Array,
+    corruption: str,
+    sigma: float,
+    sigma_high: float,
+    patch: int,
+    probability: float,
+    probability_per: str,
+) -> jax.Array:
     corrupt_key, choice_key, sigma_key = jax.random.split(key, 3)
     sigmas = jnp.full((len(images), 1, 1, 1), sigma, jnp.float32)
     if sigma_high > sigma:
