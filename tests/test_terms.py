@@ -174,3 +174,16 @@ def test_gradients_are_finite_without_and_with_nothing_but_background(name, shar
     batch["core_mask"] = jnp.full(shape, 1 - share)
     gradient = jax.grad(lambda weights: objective(name, weights, batch).mean())(WEIGHTS)
     assert np.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("name", sorted(set(PRESETS) - {"background_swap"}))
+def test_losses_of_other_images_do_not_depend_on_an_image(name):
+    batch = make_batch()
+    other = batch | {
+        "image": batch["image"].at[2].set(0.3),
+        "non_core": batch["non_core"].at[2].set(0.5),
+    }
+    kept = np.array([0, 1, 3])
+    losses, changed = objective(name, WEIGHTS, batch), objective(name, WEIGHTS, other)
+    np.testing.assert_allclose(losses[kept], changed[kept], rtol=1e-6)
+    assert losses[2] != changed[2]
