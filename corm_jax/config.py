@@ -195,6 +195,12 @@ def check_config(config: ConfigDict) -> None:
         for key, bound in TERM_BOUNDS.items():
             if key in term and not bound.holds(term[key]):
                 raise UserError(f"config.terms.{label}.{key}={term[key]} must be {bound}")
+        shuffles = term.get("corruption") == "patch_shuffle"
+        if shuffles and flat["data.image_size"] % term["patch"]:
+            raise UserError(
+                f"config.terms.{label}.patch={term['patch']} does not divide "
+                f"config.data.image_size={flat['data.image_size']}"
+            )
     lookup(CONTROLS, config.control, "control")
     build(config.terms.to_dict())
     check_objective(config.objective, config.terms.to_dict())

@@ -125,6 +125,13 @@ def test_bad_value_is_named(key: str, value: object, message: str) -> None:
     assert "\n" not in str(info.value)
 
 
+def test_patches_that_do_not_divide_the_images_are_refused() -> None:
+    config = base_config("corm")
+    config.terms.noisy.update({"corruption": "patch_shuffle", "patch": 5})
+    with pytest.raises(UserError, match=r"terms\.noisy\.patch=5 does not divide .*image_size=48"):
+        check_config(config)
+
+
 def test_workdir_of_another_config_is_refused_once_it_holds_something(tmp_path: Path) -> None:
     config = small_config("configs/vit_erm.py", tmp_path, train__steps=1200)
     (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
