@@ -14,6 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from corm_jax.command_line import check_overrides, load_config
 from corm_jax.errors import UserError
 from corm_jax.evaluate import DEFINITIONS, extra_definitions
+from corm_jax.losses.presets import PRESETS
 
 
 def contents(directory: Path) -> dict[str, bytes]:
@@ -159,6 +160,7 @@ def test_help_is_one_screen() -> None:
     assert (code, errors) == (0, "")
     assert len(output.splitlines()) < 24
     assert "configs/vit_corm.py" in output
+    assert set(PRESETS) <= set(re.findall(r"\w+", output))
 
 
 @pytest.mark.parametrize(
