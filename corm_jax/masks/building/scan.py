@@ -79,6 +79,8 @@ class Scanner:
         self._encoder, self._config, self._mesh = encoder, config, mesh
         self._scan_step = make_scan_step(encoder, config.scan.candidates)
         self._map_step = make_map_step(encoder)
+        self._fingerprint = encoder.fingerprint()
+        self._channels, self._grid = _map_shape(encoder)
 
     def scan(
         self, directory: Path, images: pipeline.ImageSource, *, host: tuple[int, int] = (0, 1)
@@ -169,18 +171,14 @@ class Scanner:
         return loaded(self._encoder, images, self._config, parts)
 
     def _header(self, images: pipeline.ImageSource) -> dict[str, Any]:
-        encoder, settings = self._encoder, self._config.scan
-        shape = (1, encoder.image_size, encoder.image_size, 3)
-        pixels = jax.ShapeDtypeStruct(shape, jnp.float32)
-        _, activations, maps = jax.eval_shape(encoder.encode, encoder.variables, pixels)
-        channels = activations.shape[1]
+        settings = self._config.scan
         return store.describe(
             images.file_names,
-            encoder=encoder.fingerprint(),
+            encoder=self._fingerprint,
             shard_images=settings.shard_batches * settings.batch_size,
-            channels=channels,
-            grid=maps.shape[1:3],
-            candidates=min(settings.candidates or channels, channels),
+            channels=self._channels,
+            grid=self._grid,
+            candidates=min(settings.candidates or self._channels, self._channels),
         )
 
     def _write_shards(
@@ -212,6 +210,14 @@ class Scanner:
                     writing = pool.submit(store.write_arrays, path, shard)
             if writing is not None:
                 writing.result()
+
+
+def _map_shape(encoder: Encoder) -> tuple[int, tuple[int, int]]:
+    """Returns (number of channels, (h, w)) of an encoder's maps."""
+    shape = (1, encoder.image_size, encoder.image_size, 3)
+    pixels = jax.ShapeDtypeStruct(shape, jnp.float32)
+    _, _, maps = jax.eval_shape(encoder.encode, encoder.variables, pixels)
+    return maps.shape[3], maps.shape[1:3]
 
 
 def _images_of(header: dict[str, Any], number: int) -> np.ndarray:
