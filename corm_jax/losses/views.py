@@ -71,6 +71,7 @@ def corrupted_view(
     """
     images = batch["image"]
     where = lookup(REGIONS, region, "region")(batch)
+    patch = patch if corruption == "patch_shuffle" else 1  # equal where it is not used
     parameters = (corruption, sigma, sigma_high, patch, probability, probability_per)
     name = (id(images), id(where), id(key), *parameters)
     views = batch.get("views", {})
