@@ -106,3 +106,28 @@ class ProgressLine:
         if self._drawn:
             self._stream.write("\n")
             self._drawn = False
+
+
+class SilentTerms:
+    """Finds terms whose gradient is exactly zero at `LIMIT` logged steps in a row."""
+
+    LIMIT = 3
+    MEANING = (
+        f"had a gradient of zero at the last {LIMIT} logged steps: it does not train the model. "
+        "Is its weight 0, do no images have masks, or do masks cover them whole?"
+    )
+
+    def __init__(self) -> None:
+        """Starts counting."""
+        self._counts: dict[str, int] = {}
+
+    def update(self, metrics: dict[str, float]) -> list[str]:
+        """Takes a logged step's metrics; returns the labels that reach the limit with it."""
+        reached = []
+        for name, value in metrics.items():
+            if name.startswith("terms/") and name.endswith("/gradient_norm"):
+                label = name.split("/")[1]
+                self._counts[label] = self._counts.get(label, 0) + 1 if value == 0 else 0
+                if self._counts[label] == self.LIMIT:
+                    reached.append(label)
+        return reached

@@ -13,14 +13,18 @@ from ml_collections import ConfigDict
 from corm_jax.errors import lookup
 from corm_jax.losses.controls import CONTROLS
 from corm_jax.losses.gradients import input_gradient
+from corm_jax.losses.noisy import noisy_cross_entropy
 from corm_jax.losses.shared import SharedForward
-from corm_jax.losses.terms import build
+from corm_jax.losses.terms import build, cross_entropy
 from corm_jax.losses.types import Batch, Forward, Outputs, Term
 from corm_jax.masks import resample
 from corm_jax.sharding import batch_sharding, replicated
 from corm_jax.state import TrainState, create_optimizer
 
 Metrics = dict[str, jax.Array]
+
+# Terms whose gradient others are compared with.
+REFERENCES = (cross_entropy, noisy_cross_entropy)
 
 CONTROL_STREAM = 1  # folded into a step's key for draws that are not a term's
 
@@ -129,16 +133,30 @@ class Objective:
         outputs, updates = self._model.apply(variables, images, train=True, mutable=["batch_stats"])
         return outputs, updates.get("batch_stats", {})
 
-    def gradient_norms(self, state: TrainState, batch: Batch) -> Metrics:
-        """Returns the L2 norm of each weighted term's gradient to the parameters."""
+    def diagnose(self, state: TrainState, batch: Batch) -> Metrics:
+        """Returns each weighted term's `gradient_norm`, and its `gradient_cosine` if it has one.
+
+        The norm is L2, over all parameters. The cosine is that of the angle between the gradients
+        of the term and of the objective's first cross entropy (`REFERENCES`); 0 where one is zero.
+        """
         batch, key = self.batch(batch, state.step), self._key(state.step)
-        norms = {}
-        for label in self._terms:
-            gradient = jax.grad(
-                lambda p, label=label: self.term(label, self._forward(state, p), batch, key)[0]
+
+        def gradient(label: str) -> Any:
+            return jax.grad(lambda p: self.term(label, self._forward(state, p), batch, key)[0])(
+                state.params
             )
-            norms[f"terms/{label}/gradient_norm"] = _norm(gradient(state.params))
-        return norms
+
+        gradients = {label: gradient(label) for label in self._terms}
+        norms = {label: _norm(tree) for label, tree in gradients.items()}
+        found = {f"terms/{label}/gradient_norm": norm for label, norm in norms.items()}
+        references = [label for label in gradients if self._terms[label][1].func in REFERENCES]
+        for label in gradients if references else ():
+            if label != references[0]:
+                product = optax.tree_utils.tree_vdot(gradients[label], gradients[references[0]])
+                lengths = norms[label] * norms[references[0]]
+                cosine = jnp.where(lengths > 0, product / jnp.where(lengths > 0, lengths, 1.0), 0.0)
+                found[f"terms/{label}/gradient_cosine"] = cosine
+        return found
 
 
 def make_train_step(
@@ -156,9 +174,9 @@ def make_train_step(
       abstract: from `corm_jax.state.abstract_state`.
 
     Returns:
-      (step, gradient_norms). step(state, batch) -> (new state, metrics); it donates the state.
-      gradient_norms(state, batch) -> each term's gradient norm: a backward pass for every term,
-      so it runs where something is logged, not in every step.
+      (step, diagnose). step(state, batch) -> (new state, metrics); it donates the state.
+      diagnose(state, batch) -> each term's gradient norm and cosine: a backward pass for every
+      term, so it runs where something is logged, not in every step.
     """
     objective = Objective(config, model)
     optimizer = create_optimizer(config)
@@ -195,5 +213,5 @@ def make_train_step(
     inputs = (shardings, batch_sharding(mesh))
     return (
         jax.jit(step, in_shardings=inputs, out_shardings=(shardings, everywhere), donate_argnums=0),
-        jax.jit(objective.gradient_norms, in_shardings=inputs, out_shardings=everywhere),
+        jax.jit(objective.diagnose, in_shardings=inputs, out_shardings=everywhere),
     )

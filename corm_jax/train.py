@@ -30,7 +30,7 @@ from corm_jax.errors import UserError
 from corm_jax.evaluate import PROTOCOLS, EvalStep, evaluate, make_eval_step
 from corm_jax.files import read_json, write_json
 from corm_jax.models import create_model
-from corm_jax.progress import History, ProgressLine
+from corm_jax.progress import History, ProgressLine, SilentTerms
 from corm_jax.sharding import create_mesh, put_batch
 from corm_jax.state import TrainState, abstract_state, create_state
 from corm_jax.steps import make_train_step
@@ -161,16 +161,17 @@ def _loop(
     batch = next(batches)
     progress.note("compiling the training step (up to minutes for a large model)")
     since = time.perf_counter()
-    train_step, gradient_norms = (
+    train_step, diagnose = (
         step.lower(state, batch).compile()
         for step in make_train_step(config, setup.model, setup.mesh, abstract)
     )
     spent = run["seconds"] + time.perf_counter() - since
     pending: list[tuple[int, dict[str, jax.Array]]] = []  # metrics not yet looked at
+    silent = SilentTerms()
     waited, since, first = 0.0, time.perf_counter(), start
     for step in range(start + 1, steps + 1):
         log_now = step % config.train.log_every == 0 or step == steps
-        norms = gradient_norms(state, batch) if log_now else {}
+        diagnosis = diagnose(state, batch) if log_now else {}
         state, metrics = train_step(state, batch)
         pending.append((step, metrics))
         if len(pending) > 1:
@@ -198,7 +199,9 @@ def _loop(
             speed = taken * config.train.batch_size / seconds
             share = min(1.0, waited / seconds)
             progress.show(step, scalars["loss"], speed, share, seconds / taken)
-            scalars |= {k: float(v) for k, v in norms.items()}
+            scalars |= {k: float(v) for k, v in diagnosis.items()}
+            for label in silent.update(scalars):
+                progress.note(f"warning: config.terms.{label} {SilentTerms.MEANING}")
             scalars |= {"images_per_second": speed, "data_wait": share}
             history.write(step, {f"train/{name}": value for name, value in scalars.items()})
         measured = None

@@ -7,7 +7,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.util.tensor_util import make_ndarray
 
 from corm_jax.errors import UserError
-from corm_jax.progress import History, ProgressLine, read_history
+from corm_jax.progress import History, ProgressLine, SilentTerms, read_history
 
 
 class Terminal(io.StringIO):
@@ -88,3 +88,16 @@ def test_history_of_another_kind_of_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("a file where the workdir should be")
     with pytest.raises(UserError, match=r"cannot write .*history\.jsonl"):
         History(tmp_path / "run", start=0)
+
+
+def test_terms_are_silent_after_three_zero_gradients_in_a_row_and_said_so_once() -> None:
+    silent, found = SilentTerms(), []
+    for step in range(1, 9):
+        metrics = {
+            "terms/a/gradient_norm": 0.0,
+            "terms/b/gradient_norm": 1e-30 if step == 3 else 0.0,  # tiny is not zero
+            "terms/c/value": 0.0,
+        }
+        found.append(silent.update(metrics))
+        assert silent.update({"loss": 0.0}) == []  # an evaluation between logged steps
+    assert found == [[], [], ["a"], [], [], ["b"], [], []]

@@ -115,7 +115,7 @@ def test_gradient_norms_are_the_same_on_a_sharded_mesh(vit, vit_history):
     state = vit_history[0][2]
     run = Run(vit.config, vit.model, create_mesh(4, 2), initial=state)
     expected = vit.norms(jax.device_put(state, vit.initial.step.sharding), make_batch())
-    assert_trees_close(run.norms(run.initial, make_batch()), expected, rtol=1e-5)
+    assert_trees_close(run.norms(run.initial, make_batch()), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_averages_follow_parameters_and_batch_statistics(resnet_history):
@@ -170,19 +170,26 @@ def by_hand(run, state, batch):
     return clean, noisy
 
 
-def test_gradient_norms_are_those_of_the_weighted_terms(vit):
+def test_gradient_norms_and_cosines_are_those_of_the_weighted_terms(vit):
     batch = make_batch()
     state, _ = vit.step(vit.initial, batch)
     norms, (_, metrics) = vit.norms(state, batch), vit.step(state, batch)
+    vectors = []
     for label, function in zip(("clean", "noisy"), by_hand(vit, state, batch), strict=True):
         weight = vit.config.terms[label].weight
         value, gradient = jax.jit(jax.value_and_grad(function))(state.params)
         leaves = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(gradient)]
-        norm = weight * np.sqrt(sum((leaf**2).sum() for leaf in leaves))
+        vectors.append(np.concatenate([leaf.ravel() for leaf in leaves]))
+        norm = weight * np.linalg.norm(vectors[-1])
         assert float(norms[f"terms/{label}/gradient_norm"]) == pytest.approx(norm, rel=1e-4)
         assert float(metrics[f"terms/{label}/value"]) == pytest.approx(float(value), rel=1e-4)
     assert float(norms["terms/gradient/gradient_norm"]) > 0
-    assert metrics["gradient_norm"] < sum(norms.values())
+    total = sum(value for name, value in norms.items() if name.endswith("/gradient_norm"))
+    assert metrics["gradient_norm"] < total
+    cosine = np.prod([vector / np.linalg.norm(vector) for vector in vectors], axis=0).sum()
+    assert float(norms["terms/noisy/gradient_cosine"]) == pytest.approx(cosine, abs=1e-4)
+    assert 0 < abs(float(norms["terms/gradient/gradient_cosine"])) < 1
+    assert "terms/clean/gradient_cosine" not in norms
 
 
 def test_noise_depends_on_the_step_alone(vit):
@@ -246,3 +253,11 @@ def test_bfloat16_keeps_losses_and_parameters_in_float32(make):
         for function in make_train_step(config, model, mesh, abstract):
             outputs = jax.tree.leaves(jax.eval_shape(function, abstract, make_batch()))
             assert {leaf.dtype for leaf in outputs} <= {jnp.dtype("float32"), jnp.dtype("int32")}
+
+
+def test_the_cosine_of_a_term_without_gradient_is_zero():
+    run = Run(make_config("rrr"), make_vit(), one_device())
+    batch = make_batch() | {"has_mask": np.zeros(BATCH, np.float32)}
+    found = run.norms(run.initial, batch)
+    assert float(found["terms/gradient/gradient_norm"]) == 0
+    assert float(found["terms/gradient/gradient_cosine"]) == 0

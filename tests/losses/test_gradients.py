@@ -51,6 +51,9 @@ class Residual(nn.Module):
 
 # Models, and the difference of the weights at which what they compute is told apart best: the
 # transformer, which is smooth, has its softmax and its logits in float32.
+# Small functions that run a few times: compilation is most of the time.
+fast_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": "0"})
+
 MODELS = {
     "resnet": (Residual(), 1e-6),
     "vit": (make_vit(dtype=jnp.float64), 2e-3),
@@ -65,7 +68,7 @@ def set_up(model, seed=0):
     """Returns (parameters, params -> forward, batch), of which the last image has weight 0."""
     rng = np.random.default_rng(seed)
     images = jnp.asarray(rng.uniform(size=(BATCH, SIZE, SIZE, 3)))
-    variables = jax.jit(partial(model.init, train=False))(KEY, images)
+    variables = fast_jit(partial(model.init, train=False))(KEY, images)
     stats = variables.get("batch_stats", {})
     # Random, not initial: a zero head or scale would hide terms of the derivative.
     params = random_like(variables["params"], rng)
@@ -116,10 +119,10 @@ def by_definition(forward, batch, of, norm):
 def test_derivative_to_the_weights_is_that_of_finite_differences(name, of, norm, double):
     model, step = MODELS[name]
     params, forward_of, batch = set_up(model)
-    value, gradient = jax.jit(
+    value, gradient = fast_jit(
         jax.value_and_grad(lambda p: mean_penalty(forward_of(p), batch, of, norm))
     )(params)
-    plain = jax.jit(lambda p: by_definition(forward_of(p), batch, of, norm))
+    plain = fast_jit(lambda p: by_definition(forward_of(p), batch, of, norm))
     assert float(value) == pytest.approx(float(plain(params)), rel=1e-5)
     direction = random_like(params, np.random.default_rng(10))
     products = jax.tree.map(lambda a, b: float((a * b).sum()), gradient, direction)
@@ -139,7 +142,7 @@ def test_both_orders_of_differentiation_agree(name, double, monkeypatch):
     for held in (False, True):
         monkeypatch.setattr(gradients, "_is_convolutional", lambda _, held=held: held)
         function = jax.value_and_grad(lambda p: mean_penalty(forward_of(p), batch, "loss", "l2"))
-        found.append(jax.jit(function)(params))
+        found.append(fast_jit(function)(params))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-9), *found)
 
 
