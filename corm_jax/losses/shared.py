@@ -1,6 +1,7 @@
-"""A forward pass that the terms of one step share, with its derivative to the images."""
+"""Forward passes that the terms of one step share, with their derivatives to the images."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 
@@ -11,29 +12,46 @@ Push = Callable[[jax.Array], jax.Array]
 
 
 class SharedForward:
-    """A forward that passes images once whose derivative a term takes.
+    """A forward that passes the very same array of images once.
 
-    Terms that then pass the very same array get the same outputs. Without it, reverse mode would
-    go through the model once for each of them: XLA merges equal forward passes, but not the
-    backward passes of their cotangents' sum. So terms that call `linearize` come first.
+    XLA does not merge equal passes reliably, and never the backward passes of their cotangents'
+    sum. Terms that call `linearize` come before others that pass the same images.
     """
 
-    def __init__(self, forward: Forward) -> None:
-        """Wraps a forward for the time of one trace."""
-        self._forward = forward
+    def __init__(self, apply: Callable[[jax.Array], tuple[Outputs, Any]]) -> None:
+        """Wraps, for the time of one trace, images -> ((logits, intermediates), batch_stats)."""
+        self._apply = apply
         # By identity; the images are held so that no other array takes their place.
-        self._passed: dict[int, tuple[jax.Array, Outputs, Push]] = {}
+        self._passed: dict[int, tuple[jax.Array, Outputs, Any]] = {}
+        self._pushes: dict[int, Push] = {}
 
     def __call__(self, images: jax.Array) -> Outputs:
         """Returns (logits, intermediates)."""
-        passed = self._passed.get(id(images))
-        return self._forward(images) if passed is None else passed[1]
+        return self._pass(images)[1]
+
+    def batch_stats(self, images: jax.Array) -> Any:
+        """Returns the running averages after a pass of the images."""
+        return self._pass(images)[2]
 
     def linearize(self, images: jax.Array) -> tuple[Outputs, Push]:
         """Returns ((logits, intermediates), derivative of the logits to the images)."""
+        if id(images) not in self._pushes:
+
+            def with_auxiliary(images: jax.Array) -> tuple[jax.Array, Any]:
+                (logits, intermediates), batch_stats = self._apply(images)
+                return logits, (intermediates, batch_stats)
+
+            logits, push, (intermediates, batch_stats) = jax.linearize(
+                with_auxiliary, images, has_aux=True
+            )
+            self._passed[id(images)] = (images, (logits, intermediates), batch_stats)
+            self._pushes[id(images)] = push
+        return self(images), self._pushes[id(images)]
+
+    def _pass(self, images: jax.Array) -> tuple[jax.Array, Outputs, Any]:
         if id(images) not in self._passed:
-            self._passed[id(images)] = (images, *linearize(self._forward, images))
-        return self._passed[id(images)][1:]
+            self._passed[id(images)] = (images, *self._apply(images))
+        return self._passed[id(images)]
 
 
 def linearize(forward: Forward, images: jax.Array) -> tuple[Outputs, Push]:

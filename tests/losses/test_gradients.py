@@ -159,21 +159,32 @@ def test_shared_forward_passes_the_same_images_once():
 
     def forward(images):
         passes.append(images)
-        return jnp.sin(images).sum(axis=(1, 2)), {}
+        return (jnp.sin(images).sum(axis=(1, 2)), {}), {"mean": images.mean()}
 
     shared, images = SharedForward(forward), jnp.full((2, 4, 4, 3), 0.5)
     (logits, _), push = shared.linearize(images)
     assert shared(images)[0] is logits
     assert shared.linearize(images)[1] is push
+    assert shared.batch_stats(images) == {"mean": 0.5}
     assert len(passes) == 1
     np.testing.assert_allclose(push(jnp.ones_like(images)), 16 * np.cos(0.5), rtol=1e-6)
     np.testing.assert_array_equal(shared(images + 0.0)[0], logits)  # other images: another pass
     assert len(passes) == 2
 
 
-@pytest.mark.parametrize(("preset", "passes"), [("rrr", 1), ("corm_hi", 1), ("corm_two_term", 2)])
-def test_terms_of_a_step_share_passes_of_equal_images(preset, passes, monkeypatch):
-    config, model = make_config(preset), make_vit()
+@pytest.mark.parametrize(
+    ("preset", "make_model", "passes"),
+    [
+        ("erm", make_resnet, 1),
+        ("rrr", make_resnet, 1),
+        ("rrr", make_vit, 1),
+        ("corm_hi", make_vit, 1),
+        ("corm_hi", make_resnet, 2),  # running averages are of clean images
+        ("corm_two_term", make_resnet, 2),
+    ],
+)
+def test_terms_of_a_step_share_passes_of_equal_images(preset, make_model, passes, monkeypatch):
+    config, model = make_config(preset), make_model()
     objective = Objective(config, model)
     seen = []
 
