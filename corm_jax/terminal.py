@@ -22,6 +22,8 @@ def set_up_terminal() -> None:
     logging.basicConfig(level=logging.ERROR, format=f"{erase}%(message)s", force=True)
     logging.getLogger("corm_jax").setLevel(logging.INFO)
     absl_logging.set_verbosity(absl_logging.FATAL)
+    # It logs the other writes of a save that failed, which Orbax abandons, as never retrieved.
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     sys.unraisablehook = _hide_abandoned_coroutines
 
 

@@ -224,7 +224,6 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(path)], check=True)
 
 
-@pytest.mark.skip(reason="fails about once in six runs, why is not known yet: see CONTRIBUTING.md")
 @pytest.mark.slow
 def test_full_disk_stops_with_one_line_and_goes_on_once_there_is_space(
     small_disk: Path, shapes_data_dir: Path
