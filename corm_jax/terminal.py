@@ -24,6 +24,7 @@ def set_up_terminal() -> None:
     absl_logging.set_verbosity(absl_logging.FATAL)
     # It logs the other writes of a save that failed, which Orbax abandons, as never retrieved.
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", "coroutine 'async_serialize", RuntimeWarning)
     sys.unraisablehook = _hide_abandoned_coroutines
 
 
