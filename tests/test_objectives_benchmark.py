@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from conftest import REPOSITORY
+from command import REPOSITORY
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -1,22 +1,12 @@
 """Small mask records of each encoding."""
 
-import io
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from png_files import WHITE, png_file
 
 from corm_jax.masks.writer import MaskWriter
-
-
-def png_file(pixels: np.ndarray, mode: str = "L") -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(pixels).convert(mode).save(file, "PNG")
-    return file.getvalue()
-
-
-WHITE = np.full((3, 5), 255, np.uint8)
 
 
 @pytest.fixture

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 from command import run
-from conftest import WHITE, png_file
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from png_files import WHITE, png_file
 
 from corm_jax.errors import UserError
 from corm_jax.masks import images, show

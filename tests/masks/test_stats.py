@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from command import run
-from conftest import WHITE, png_file
 from PIL import Image
+from png_files import WHITE, png_file
 
 from corm_jax.errors import UserError
 from corm_jax.masks import stats

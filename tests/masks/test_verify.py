@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from command import run
-from conftest import WHITE, png_file
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from png_files import WHITE, png_file
 
 from corm_jax.errors import UserError
 from corm_jax.masks.classes import NO_CLASS, class_of
