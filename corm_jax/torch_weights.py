@@ -1,7 +1,7 @@
-"""Weights between PyTorch's names and layouts, as of torchvision and timm, and our Flax models.
+"""Weights between PyTorch's names and layouts, as of timm and torchvision, and our Flax models.
 
-A table says what the modules of a family are called in PyTorch; one walk over the variables of a
-model does the rest. Arrays are numpy's: only who reads PyTorch's files needs PyTorch.
+A table says what the modules and parameters of a family are called in PyTorch; one walk over a
+model's variables does the rest. Arrays are numpy's: only who reads PyTorch's files needs PyTorch.
 """
 
 import re
@@ -14,19 +14,20 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from corm_jax.errors import UserError
-from corm_jax.models.resnet import ResNet
+from corm_jax.errors import UserError, lookup
+from corm_jax.models import resnet, vit
 
-# Our path of a module, as a regular expression -> PyTorch's.
-RESNET = {
-    r"conv1|bn1|fc": r"\g<0>",
-    r"layer(\d+)_block(\d+)/((?:conv|bn)\d)": r"layer\1.\2.\3",
-    r"layer(\d+)_block(\d+)/downsample_conv": r"layer\1.\2.downsample.0",
-    r"layer(\d+)_block(\d+)/downsample_bn": r"layer\1.\2.downsample.1",
+# Our path of a module, or of a single parameter, as a regular expression -> PyTorch's.
+Names = Mapping[str, str]
+# The tables of each family by the library whose names they are.
+FAMILIES: dict[type[nn.Module], dict[str, Names]] = {
+    resnet.ResNet: resnet.TORCH_NAMES,
+    vit.VisionTransformer: vit.TORCH_NAMES,
 }
-FAMILIES: dict[type[nn.Module], dict[str, str]] = {ResNet: RESNET}
+# What the parameters of a module are called, where the table names the module.
 LEAVES = {
     "kernel": "weight",
+    "embedding": "weight",
     "scale": "weight",
     "bias": "bias",
     "mean": "running_mean",
@@ -34,19 +35,21 @@ LEAVES = {
 }
 # PyTorch counts batches for an average without momentum, which none of these models use.
 IGNORED = "num_batches_tracked"
-IMAGE_SIZE = 64  # of the images that shapes are found with; weights of a ResNet do not depend on it
-SHOWN = 4  # wrong keys of a kind in an error
 
 Path = tuple[str, ...]
 
 
-def to_flax(model: nn.Module, state: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def to_flax(
+    model: nn.Module, state: Mapping[str, np.ndarray], *, image_size: int
+) -> dict[str, Any]:
     """Converts a PyTorch state dict to variables of a model.
 
     Args:
       model: of a family in `FAMILIES`.
-      state: names of torchvision and timm (`layer1.0.conv1.weight`) -> floating-point arrays in
-        PyTorch's layout.
+      state: names of timm (`layer1.0.conv1.weight`) or another library in the family's tables, see
+        `naming` -> floating-point arrays in PyTorch's layout.
+      image_size: height and width in pixels of the images that the weights are for; position
+        embeddings depend on it.
 
     Returns:
       the variables that `model.apply` takes, float32 numpy arrays.
@@ -54,78 +57,120 @@ def to_flax(model: nn.Module, state: Mapping[str, np.ndarray]) -> dict[str, Any]
     Raises:
       UserError: if keys are missing, are too many, or have other shapes; names them all at once.
     """
-    expected = {key: (path, leaf.shape) for path, key, leaf in _leaves(model, _abstract(model))}
+    shapes = _abstract(model, image_size)
+    leaves = _leaves(model, shapes, _naming(model, shapes, state))
+    expected = {key: (path, _torch_shape(path, leaf.shape)) for path, key, leaf in leaves}
     given = {key: state[key] for key in state if not key.endswith(IGNORED)}
     _check(
         {
             "missing": sorted(expected.keys() - given.keys()),
             "unknown": sorted(given.keys() - expected.keys()),
             "of another shape": [
-                f"{key} {given[key].shape} instead of {_torch_shape(shape)}"
+                f"{key} {given[key].shape} instead of {shape}"
                 for key, (_, shape) in sorted(expected.items())
-                if key in given and given[key].shape != _torch_shape(shape)
+                if key in given and given[key].shape != shape
             ],
         }
     )
     return unflatten_dict(
-        {path: _to_flax_layout(given[key]) for key, (path, _) in expected.items()}
+        {path: _to_flax_layout(path, given[key]) for key, (path, _) in expected.items()}
     )
 
 
-def to_torch(model: nn.Module, variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def to_torch(
+    model: nn.Module, variables: Mapping[str, Any], *, library: str = "timm"
+) -> dict[str, np.ndarray]:
     """Converts the variables of a model to a PyTorch state dict; the inverse of `to_flax`.
 
     Args:
       model: of a family in `FAMILIES`.
       variables: of the model.
+      library: whose names to use, a key of the family's tables.
 
     Returns:
-      names of torchvision and timm -> float32 numpy arrays in PyTorch's layout.
+      PyTorch's names -> float32 numpy arrays in PyTorch's layout.
+
+    Raises:
+      UserError: if the family has no names of this library.
     """
-    leaves = _leaves(model, variables)
-    return {key: _to_torch_layout(np.asarray(leaf, np.float32)) for _, key, leaf in leaves}
+    leaves = _leaves(model, variables, library)
+    return {
+        key: np.ascontiguousarray(_to_torch_layout(path, np.asarray(leaf, np.float32)))
+        for path, key, leaf in leaves
+    }
 
 
-def _abstract(model: nn.Module) -> Any:
-    images = jax.ShapeDtypeStruct((1, IMAGE_SIZE, IMAGE_SIZE, 3), jnp.float32)
+def naming(model: nn.Module, state: Mapping[str, np.ndarray], *, image_size: int) -> str:
+    """Returns the library whose names a state dict has: that of the most keys in common.
+
+    Args:
+      model: of a family in `FAMILIES`.
+      state: PyTorch's names -> arrays.
+      image_size: as of `to_flax`.
+    """
+    return _naming(model, _abstract(model, image_size), state)
+
+
+def _naming(model: nn.Module, shapes: Any, state: Mapping[str, np.ndarray]) -> str:
+    paths, tables = flatten_dict(shapes), FAMILIES[type(model)]
+    shared = {
+        library: sum(_key(path, names) in state for path in paths)
+        for library, names in tables.items()
+    }
+    return max(shared, key=lambda library: shared[library])
+
+
+def _abstract(model: nn.Module, image_size: int) -> Any:
+    images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
     return jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images)
 
 
-def _leaves(model: nn.Module, variables: Mapping[str, Any]) -> Iterator[tuple[Path, str, Any]]:
+def _leaves(
+    model: nn.Module, variables: Mapping[str, Any], library: str
+) -> Iterator[tuple[Path, str, Any]]:
     """Yields (our path, PyTorch's key, leaf) of each leaf of a model's variables."""
-    names = FAMILIES[type(model)]
+    names = lookup(FAMILIES[type(model)], library, "library")
     for path, leaf in flatten_dict(variables).items():
-        _, *modules, name = path
-        yield path, f"{_module('/'.join(modules), names)}.{LEAVES[name]}", leaf
+        key = _key(path, names)
+        if key is None:
+            raise UserError(f"{library} has no such model: no name for {'/'.join(path)}")
+        yield path, key, leaf
 
 
-def _module(path: str, names: Mapping[str, str]) -> str:
+def _key(path: Path, names: Names) -> str | None:
+    """Returns PyTorch's key of a parameter: by its own path, else by its module's."""
+    _, *modules, leaf = path  # the first is the collection
+    own = _translate("/".join([*modules, leaf]), names)
+    module = _translate("/".join(modules), names)
+    return own or (module and f"{module}.{LEAVES[leaf]}")
+
+
+def _translate(path: str, names: Names) -> str | None:
     matches = ((re.fullmatch(pattern, path), name) for pattern, name in names.items())
-    return next(match.expand(name) for match, name in matches if match)
+    return next((match.expand(name) for match, name in matches if match), None)
 
 
 def _check(problems: Mapping[str, list[str]]) -> None:
-    """Raises UserError if there are problems: names some of each kind, counts the others."""
-    parts = []
-    for kind, keys in problems.items():
-        if keys:
-            more = f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else ""
-            parts.append(f"{kind}: {', '.join(keys[:SHOWN])}{more}")
+    """Raises UserError if there are problems; names every key, as one line."""
+    parts = [f"{len(keys)} {kind}: {', '.join(keys)}" for kind, keys in problems.items() if keys]
     if parts:
         raise UserError(f"the weights do not fit the model; {'; '.join(parts)}")
 
 
-def _torch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Returns PyTorch's shape of an array; see `_to_torch_layout`."""
-    return _to_torch_layout(np.broadcast_to(np.float32(0), shape)).shape
+def _torch_shape(path: Path, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Returns PyTorch's shape of a parameter; see `_to_torch_layout`."""
+    return _to_torch_layout(path, np.broadcast_to(np.float32(0), shape)).shape
 
 
-def _to_torch_layout(array: np.ndarray) -> np.ndarray:
-    """Returns a kernel [H, W, I, O] as [O, I, H, W], or [I, O] as [O, I]; a vector as it is."""
-    return array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T
+def _to_torch_layout(path: Path, array: np.ndarray) -> np.ndarray:
+    """Returns a kernel [..., I, O] as [O, I, ...], such as [H, W, I, O]; others as they are."""
+    if path[-1] != "kernel":
+        return array
+    return array.transpose(array.ndim - 1, array.ndim - 2, *range(array.ndim - 2))
 
 
-def _to_flax_layout(array: np.ndarray) -> np.ndarray:
-    """Returns a kernel [O, I, H, W] as [H, W, I, O], or [O, I] as [I, O]; a vector as it is."""
-    array = array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
+def _to_flax_layout(path: Path, array: np.ndarray) -> np.ndarray:
+    """Returns a kernel [O, I, ...] as [..., I, O]; others as they are."""
+    if path[-1] == "kernel":
+        array = array.transpose(*range(2, array.ndim), 1, 0)
     return np.ascontiguousarray(array, np.float32)

@@ -19,6 +19,15 @@ BATCH_NORM_EPSILON = 1e-5
 # values a channel, which only a tiny last stage and batch make visible.
 BATCH_NORM_MOMENTUM = 0.9
 
+# See `corm_jax.torch_weights`.
+TIMM_NAMES = {
+    r"conv1|bn1|fc": r"\g<0>",
+    r"layer(\d+)_block(\d+)/((?:conv|bn)\d)": r"layer\1.\2.\3",
+    r"layer(\d+)_block(\d+)/downsample_conv": r"layer\1.\2.downsample.0",
+    r"layer(\d+)_block(\d+)/downsample_bn": r"layer\1.\2.downsample.1",
+}
+TORCH_NAMES = {"timm": TIMM_NAMES, "torchvision": TIMM_NAMES}
+
 fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 

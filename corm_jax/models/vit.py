@@ -10,6 +10,34 @@ from corm_jax.models.normalizer import Statistics, normalize
 
 LAYER_NORM_EPSILON = 1e-6
 
+# See `corm_jax.torch_weights`.
+TORCH_NAMES = {
+    "timm": {
+        r"(cls|dist)_token|pos_embed|norm|head(_dist)?": r"\g<0>",
+        r"patch_embed": "patch_embed.proj",
+        r"block0?(\d+)/(norm\d)": r"blocks.\1.\2",
+        r"block0?(\d+)/attn/(qkv|proj)": r"blocks.\1.attn.\2",
+        r"block0?(\d+)/(fc\d)": r"blocks.\1.mlp.\2",
+    },
+    "torchvision": {
+        r"cls_token": "class_token",
+        r"pos_embed": "encoder.pos_embedding",
+        r"norm": "encoder.ln",
+        r"head": "heads.head",
+        r"patch_embed": "conv_proj",
+        r"block0?(\d+)/norm(\d)": r"encoder.layers.encoder_layer_\1.ln_\2",
+        r"block0?(\d+)/attn/qkv/kernel": (
+            r"encoder.layers.encoder_layer_\1.self_attention.in_proj_weight"
+        ),
+        r"block0?(\d+)/attn/qkv/bias": (
+            r"encoder.layers.encoder_layer_\1.self_attention.in_proj_bias"
+        ),
+        r"block0?(\d+)/attn/proj": r"encoder.layers.encoder_layer_\1.self_attention.out_proj",
+        r"block0?(\d+)/fc1": r"encoder.layers.encoder_layer_\1.mlp.0",
+        r"block0?(\d+)/fc2": r"encoder.layers.encoder_layer_\1.mlp.3",
+    },
+}
+
 # As big_vision's, and timm's `jax` scheme.
 kernel_init = nn.initializers.xavier_uniform()
 

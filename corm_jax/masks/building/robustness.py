@@ -27,6 +27,7 @@ from corm_jax.models.resnet import BasicBlock, Bottleneck
 from corm_jax.torch_weights import to_flax
 
 ARCHITECTURES = ("resnet18", "resnet50")
+IMAGE_SIZE = 224  # in pixels; weights of a ResNet do not depend on it
 CONTAINERS = ("model", "state_dict")
 NORMALIZER = ("normalizer.new_mean", "normalizer.new_std")
 # What PyTorch's reader was seen to raise for files cut off or changed at random.
@@ -64,7 +65,7 @@ def load(path: Path) -> tuple[nn.Module, dict[str, Any]]:
         state = _own_names(read(path))
         statistics = _statistics(state)
         model = create_model(_architecture(state), num_classes=_classes(state), dtype="float32")
-        return model.clone(**statistics), to_flax(model, state)
+        return model.clone(**statistics), to_flax(model, state, image_size=IMAGE_SIZE)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
 
