@@ -5,7 +5,7 @@ model's variables does the rest. Arrays are numpy's: only who reads PyTorch's fi
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -57,9 +57,7 @@ def to_flax(
     Raises:
       UserError: if keys are missing, are too many, or have other shapes; names them all at once.
     """
-    shapes = _abstract(model, image_size)
-    leaves = _leaves(model, shapes, _naming(model, shapes, state))
-    expected = {key: (path, _torch_shape(path, leaf.shape)) for path, key, leaf in leaves}
+    expected = _expected(model, state, image_size)
     given = {key: state[key] for key in state if not key.endswith(IGNORED)}
     _check(
         {
@@ -109,6 +107,38 @@ def naming(model: nn.Module, state: Mapping[str, np.ndarray], *, image_size: int
       image_size: as of `to_flax`.
     """
     return _naming(model, _abstract(model, image_size), state)
+
+
+def number_of_classes(
+    create: Callable[[int], nn.Module], state: Mapping[str, np.ndarray], *, image_size: int
+) -> int:
+    """Returns the number of classes of the head in a state dict.
+
+    Args:
+      create: number of classes -> model, of a family in `FAMILIES`.
+      state: PyTorch's names -> arrays.
+      image_size: as of `to_flax`.
+
+    Raises:
+      UserError: if it has no head of such a model.
+    """
+    two, three = (_expected(create(classes), state, image_size) for classes in (2, 3))
+    for key, (_, shape) in two.items():
+        other = three[key][1]
+        if shape != other and key in state and state[key].ndim == len(shape):
+            axis = next(i for i, (a, b) in enumerate(zip(shape, other, strict=True)) if a != b)
+            return state[key].shape[axis]
+    heads = [key for key, entry in two.items() if entry != three[key]]
+    raise UserError(f"the weights do not fit the model; they have no classifier {heads[0]}")
+
+
+def _expected(
+    model: nn.Module, state: Mapping[str, np.ndarray], image_size: int
+) -> dict[str, tuple[Path, tuple[int, ...]]]:
+    """Returns PyTorch's key -> (our path, PyTorch's shape), in the names of the state dict."""
+    shapes = _abstract(model, image_size)
+    leaves = _leaves(model, shapes, _naming(model, shapes, state))
+    return {key: (path, _torch_shape(path, leaf.shape)) for path, key, leaf in leaves}
 
 
 def _naming(model: nn.Module, shapes: Any, state: Mapping[str, np.ndarray]) -> str:
