@@ -15,13 +15,14 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from corm_jax.errors import UserError, lookup
-from corm_jax.models import resnet, vit
+from corm_jax.models import densenet, resnet, vit
 
 # Our path of a module, or of a single parameter, as a regular expression -> PyTorch's.
 Names = Mapping[str, str]
 # The tables of each family by the library whose names they are.
 FAMILIES: dict[type[nn.Module], dict[str, Names]] = {
     resnet.ResNet: resnet.TORCH_NAMES,
+    densenet.DenseNet: densenet.TORCH_NAMES,
     vit.VisionTransformer: vit.TORCH_NAMES,
 }
 # What the parameters of a module are called, where the table names the module.

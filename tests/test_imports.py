@@ -19,6 +19,7 @@ WITHOUT = (
     "corm_jax.masks.writer",
     "corm_jax.metrics",
     "corm_jax.models",
+    "corm_jax.models.cost",
     "corm_jax.sharding",
     "corm_jax.state",
     "corm_jax.steps",

@@ -35,6 +35,10 @@ def shapes_of(name, *, classes=1000, size=224, dtype="float32"):
         ("vit_tiny_patch16_224", 5_717_416),
         ("vit_small_patch16_224", 22_050_664),
         ("vit_base_patch16_224", 86_567_656),
+        ("wide_resnet50_2", 68_883_240),
+        ("resnext50_32x4d", 25_028_904),
+        ("densenet121", 7_978_856),
+        ("deit_tiny_distilled_patch16_224", 5_910_800),
     ],
 )
 def test_parameter_count_is_timms(name, count):
@@ -130,3 +134,33 @@ def test_image_size_must_be_a_multiple_of_the_patch():
     check_image_size("resnet50", 97)
     with pytest.raises(UserError, match=r"config\.data\.image_size=100 .* patch size 16"):
         check_image_size("vit_tiny_patch16_224", 100)
+
+
+def test_smallest_image_of_a_densenet_leaves_a_pixel_of_the_last_map():
+    check_image_size("densenet121", 29)
+    _, (_, intermediates) = shapes_of("densenet121", size=29)
+    assert intermediates["stage4"].shape == (2, 1, 1, 1024)
+    _, (_, intermediates) = shapes_of("densenet121", size=28)
+    assert intermediates["stage4"].shape == (2, 0, 0, 1024)
+    with pytest.raises(UserError, match="image_size=28 is too small for densenet121"):
+        check_image_size("densenet121", 28)
+
+
+def test_distilled_logits_are_the_mean_of_two_heads_on_tokens_of_their_own():
+    model = VisionTransformer(
+        num_classes=2, patch_size=4, width=8, depth=1, heads=2, statistics=UNIT, distilled=True
+    )
+    images = jax.random.uniform(jax.random.key(1), (2, 8, 8, 3))
+    variables = jax.jit(lambda: model.init(jax.random.key(0), images, train=False))()
+    params = variables["params"]
+    assert params["pos_embed"].shape == (1, 2 + 4, 8)
+    params["dist_token"] += 1.0
+    for number, head in enumerate(("head", "head_dist")):
+        params[head]["kernel"] = jax.random.normal(jax.random.key(number), (8, 2))
+    for train in (False, True):
+        logits, intermediates = model.apply(variables, images, train=train)
+        tokens = np.asarray(intermediates["tokens"])
+        first = tokens[:, 0] @ np.asarray(params["head"]["kernel"])
+        second = tokens[:, 1] @ np.asarray(params["head_dist"]["kernel"])
+        assert abs(first - second).max() > 0.1
+        np.testing.assert_allclose(logits, (first + second) / 2, rtol=1e-5, atol=1e-6)

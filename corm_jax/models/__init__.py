@@ -1,38 +1,18 @@
 """Models by their timm names, and small ones for laptops and tests."""
 
+import re
 from functools import partial
 
 import flax.linen as nn
 import jax.numpy as jnp
 
 from corm_jax.errors import UserError, lookup
-from corm_jax.models.normalizer import IMAGENET, INCEPTION
-from corm_jax.models.resnet import BasicBlock, Bottleneck, ResNet
-from corm_jax.models.vit import VisionTransformer
+from corm_jax.models import densenet, resnet, vit
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
-_vit = partial(VisionTransformer, statistics=INCEPTION)
-_resnet = partial(ResNet, statistics=IMAGENET)
-
-MODELS: dict[str, partial[nn.Module]] = {
-    "resnet18": partial(_resnet, stage_sizes=(2, 2, 2, 2), block=BasicBlock),
-    "resnet50": partial(_resnet, stage_sizes=(3, 4, 6, 3), block=Bottleneck),
-    "vit_tiny_patch16_224": partial(_vit, patch_size=16, width=192, depth=12, heads=3),
-    "vit_small_patch16_224": partial(_vit, patch_size=16, width=384, depth=12, heads=6),
-    "vit_base_patch16_224": partial(_vit, patch_size=16, width=768, depth=12, heads=12),
-    # Ours, not timm's: small enough to train on a laptop's processor in minutes.
-    "resnet10_nano": partial(
-        _resnet, stage_sizes=(1, 1, 1, 1), block=BasicBlock, width=16, small_images=True
-    ),
-    # A stage less: its last map has twice the resolution, which the masks' demo wants.
-    "resnet8_nano": partial(
-        _resnet, stage_sizes=(1, 1, 1), block=BasicBlock, width=16, small_images=True
-    ),
-    "vit_nano_patch8_48": partial(
-        _vit, patch_size=8, width=96, depth=4, heads=3, mlp_ratio=2, global_pool="avg"
-    ),
-}
+# Each family's file holds its variants.
+MODELS: dict[str, partial[nn.Module]] = {**resnet.VARIANTS, **vit.VARIANTS, **densenet.VARIANTS}
 
 
 def create_model(name: str, *, num_classes: int, dtype: str) -> nn.Module:
@@ -55,11 +35,31 @@ def create_model(name: str, *, num_classes: int, dtype: str) -> nn.Module:
     return constructor(num_classes=num_classes, dtype=lookup(DTYPES, dtype, "dtype"))
 
 
+def default_image_size(name: str) -> int:
+    """Returns the height and width in pixels of the images that a model is made for.
+
+    It is what the name ends in, else 224, as in timm.
+
+    Raises:
+      UserError: if the name is unknown; names the nearest one.
+    """
+    lookup(MODELS, name, "model")
+    size = re.search(r"_(\d{2,})$", name)
+    return int(size[1]) if size else 224
+
+
 def check_image_size(name: str, image_size: int) -> None:
     """Raises UserError if the named model cannot take square images of this size."""
-    patch_size = lookup(MODELS, name, "model").keywords.get("patch_size", 1)
+    constructor = lookup(MODELS, name, "model")
+    patch_size = constructor.keywords.get("patch_size", 1)
     if image_size % patch_size:
         raise UserError(
             f"config.data.image_size={image_size} is not a multiple of the patch size {patch_size} "
             f"of {name}"
+        )
+    smallest = getattr(constructor.func, "min_image_size", 1)
+    if image_size < smallest:
+        raise UserError(
+            f"config.data.image_size={image_size} is too small for {name}, which takes images of "
+            f"{smallest} pixels or more"
         )

@@ -1,17 +1,18 @@
 """Residual networks (He et al. 2016, arXiv:1512.03385), laid out as timm's and torchvision's.
 
-Bottlenecks stride in their 3x3 convolution ("v1.5"). Padding is symmetric, as in PyTorch: "SAME"
-pads stride-2 convolutions on one side only.
+Also wide ones (Zagoruyko and Komodakis 2016, arXiv:1605.07146) and ResNeXt (Xie et al. 2017,
+arXiv:1611.05431). Bottlenecks stride in their 3x3 convolution ("v1.5"). Padding is symmetric, as in
+PyTorch: "SAME" pads stride-2 convolutions on one side only.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from corm_jax.models.normalizer import Statistics, normalize
+from corm_jax.models.normalizer import IMAGENET, Statistics, normalize
 
 BATCH_NORM_EPSILON = 1e-5
 # Share of the old running average that is kept (PyTorch's momentum of 0.1). The running variance
@@ -31,12 +32,15 @@ TORCH_NAMES = {"timm": TIMM_NAMES, "torchvision": TIMM_NAMES}
 fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
-def _conv(features: int, kernel: int, stride: int, dtype: jnp.dtype, name: str) -> nn.Conv:
+def _conv(
+    features: int, kernel: int, stride: int, dtype: jnp.dtype, name: str, groups: int = 1
+) -> nn.Conv:
     return nn.Conv(
         features,
         (kernel, kernel),
         strides=(stride, stride),
         padding=kernel // 2,
+        feature_group_count=groups,
         use_bias=False,
         kernel_init=fan_out,
         dtype=dtype,
@@ -64,20 +68,31 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolutions beside a shortcut."""
+    """1x1, 3x3 and 1x1 convolutions beside a shortcut.
+
+    Attributes:
+      features: a quarter of the block's output channels.
+      stride: of the 3x3 convolution.
+      dtype: computation dtype.
+      groups: of the 3x3 convolution.
+      group_width: channels of each of its groups where `features` is 64; in proportion elsewhere.
+    """
 
     features: int
     stride: int
     dtype: jnp.dtype
+    groups: int = 1
+    group_width: int = 64
     expansion = 4
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Maps [B, H, W, C] to [B, H / stride, W / stride, 4 * features]."""
         norm = _batch_norm(train, self.dtype)
-        y = _conv(self.features, 1, 1, self.dtype, "conv1")(x)
+        width = self.features * self.group_width // 64 * self.groups
+        y = _conv(width, 1, 1, self.dtype, "conv1")(x)
         y = nn.relu(norm(name="bn1")(y))
-        y = _conv(self.features, 3, self.stride, self.dtype, "conv2")(y)
+        y = _conv(width, 3, self.stride, self.dtype, "conv2", self.groups)(y)
         y = nn.relu(norm(name="bn2")(y))
         y = _conv(self.expansion * self.features, 1, 1, self.dtype, "conv3")(y)
         y = norm(name="bn3", scale_init=nn.initializers.zeros)(y)
@@ -108,7 +123,7 @@ class ResNet(nn.Module):
     Attributes:
       num_classes: number of logits.
       stage_sizes: blocks in each stage; the first stage keeps the resolution, others halve it.
-      block: `BasicBlock` or `Bottleneck`.
+      block: `BasicBlock`, `Bottleneck`, or a partial of the latter.
       statistics: mean and standard deviation of the input normaliser.
       width: features of the first stage; each later stage doubles them.
       small_images: a stem of one 3x3 convolution of stride 2 instead of a 7x7 one, and no pooling.
@@ -117,7 +132,7 @@ class ResNet(nn.Module):
 
     num_classes: int
     stage_sizes: Sequence[int]
-    block: type[BasicBlock] | type[Bottleneck]
+    block: Callable[..., BasicBlock | Bottleneck]
     statistics: Statistics
     width: int = 64
     small_images: bool = False
@@ -155,3 +170,35 @@ class ResNet(nn.Module):
         intermediates["pre_logits"] = x
         logits = nn.Dense(self.num_classes, dtype=jnp.float32, name="fc")(x.astype(jnp.float32))
         return logits, intermediates
+
+
+_resnet = partial(ResNet, statistics=IMAGENET)
+_bottlenecks = partial(_resnet, block=Bottleneck)
+
+VARIANTS: dict[str, partial[ResNet]] = {
+    "resnet18": partial(_resnet, stage_sizes=(2, 2, 2, 2), block=BasicBlock),
+    "resnet34": partial(_resnet, stage_sizes=(3, 4, 6, 3), block=BasicBlock),
+    "resnet50": partial(_bottlenecks, stage_sizes=(3, 4, 6, 3)),
+    "resnet101": partial(_bottlenecks, stage_sizes=(3, 4, 23, 3)),
+    "resnet152": partial(_bottlenecks, stage_sizes=(3, 8, 36, 3)),
+    "wide_resnet50_2": partial(
+        _resnet, stage_sizes=(3, 4, 6, 3), block=partial(Bottleneck, group_width=128)
+    ),
+    "wide_resnet101_2": partial(
+        _resnet, stage_sizes=(3, 4, 23, 3), block=partial(Bottleneck, group_width=128)
+    ),
+    "resnext50_32x4d": partial(
+        _resnet, stage_sizes=(3, 4, 6, 3), block=partial(Bottleneck, groups=32, group_width=4)
+    ),
+    "resnext101_32x8d": partial(
+        _resnet, stage_sizes=(3, 4, 23, 3), block=partial(Bottleneck, groups=32, group_width=8)
+    ),
+    # Ours, not timm's: small enough to train on a laptop's processor in minutes.
+    "resnet10_nano": partial(
+        _resnet, stage_sizes=(1, 1, 1, 1), block=BasicBlock, width=16, small_images=True
+    ),
+    # A stage less: its last map has twice the resolution, which the masks' demo wants.
+    "resnet8_nano": partial(
+        _resnet, stage_sizes=(1, 1, 1), block=BasicBlock, width=16, small_images=True
+    ),
+}

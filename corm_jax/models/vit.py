@@ -1,4 +1,7 @@
-"""Vision transformers (Dosovitskiy et al. 2021, arXiv:2010.11929), laid out as timm's."""
+"""Vision transformers (Dosovitskiy et al. 2021, arXiv:2010.11929), laid out as timm's.
+
+Also DeiT's (Touvron et al. 2021, arXiv:2012.12877), with and without the distillation token.
+"""
 
 from functools import partial
 
@@ -6,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from corm_jax.models.normalizer import Statistics, normalize
+from corm_jax.models.normalizer import IMAGENET, INCEPTION, Statistics, normalize
 
 LAYER_NORM_EPSILON = 1e-6
 
@@ -116,6 +119,8 @@ class VisionTransformer(nn.Module):
       mlp_ratio: hidden width of a block's MLP over `width`.
       global_pool: "token" classifies the class token, "avg" the mean of the patch tokens
         (then there is no class token).
+      distilled: a second token and head, as DeiT's for distillation. Logits are the mean of both
+        heads', in training too: no loss here has a teacher that the second one could learn from.
       dtype: computation dtype; parameters and logits are float32.
     """
 
@@ -127,6 +132,7 @@ class VisionTransformer(nn.Module):
     statistics: Statistics
     mlp_ratio: int = 4
     global_pool: str = "token"
+    distilled: bool = False
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -139,7 +145,8 @@ class VisionTransformer(nn.Module):
 
         Returns:
           (logits float32 [B, num_classes], intermediates): `block00`.. [B, N, D] after each block,
-          `tokens` [B, N, D] after the last norm, `pre_logits` [B, D].
+          `tokens` [B, N, D] after the last norm, `pre_logits` [B, D] (distilled: the mean of what
+          the two heads see).
         """
         del train
         x = normalize(images, self.statistics).astype(self.dtype)
@@ -153,16 +160,17 @@ class VisionTransformer(nn.Module):
         )(x)
         rows, columns = x.shape[1:3]
         x = x.reshape(x.shape[0], rows * columns, self.width)
-        with_token = self.global_pool == "token"
-        if with_token:
-            token = self.param("cls_token", nn.initializers.normal(1e-6), (1, 1, self.width))
+        names = ["cls_token"] if self.global_pool == "token" else []
+        names += ["dist_token"] if self.distilled else []
+        for name in reversed(names):
+            token = self.param(name, nn.initializers.normal(1e-6), (1, 1, self.width))
             token = jnp.broadcast_to(token.astype(self.dtype), (x.shape[0], 1, self.width))
             x = jnp.concatenate([token, x], axis=1)
 
         def positions(key: jax.Array) -> jax.Array:
             del key
             table = sincos_positions(rows, columns, self.width)
-            return jnp.pad(table, ((int(with_token), 0), (0, 0)))[None]  # 0 for the class token
+            return jnp.pad(table, ((len(names), 0), (0, 0)))[None]  # 0 for the tokens before
 
         x = x + self.param("pos_embed", positions).astype(self.dtype)
         intermediates = {}
@@ -171,9 +179,52 @@ class VisionTransformer(nn.Module):
             intermediates[f"block{index:02d}"] = x
         x = nn.LayerNorm(epsilon=LAYER_NORM_EPSILON, dtype=self.dtype, name="norm")(x)
         intermediates["tokens"] = x
-        x = x[:, 0] if with_token else x.mean(axis=1)
-        intermediates["pre_logits"] = x
-        logits = nn.Dense(
-            self.num_classes, kernel_init=nn.initializers.zeros, dtype=jnp.float32, name="head"
-        )(x.astype(jnp.float32))
-        return logits, intermediates
+        seen = [x[:, index] for index in range(len(names))] or [x.mean(axis=1)]
+        intermediates["pre_logits"] = sum(seen) / len(seen)
+        heads = ["head", "head_dist"] if self.distilled else ["head"]
+        logits = [
+            nn.Dense(
+                self.num_classes, kernel_init=nn.initializers.zeros, dtype=jnp.float32, name=name
+            )(features.astype(jnp.float32))
+            for name, features in zip(heads, seen, strict=True)
+        ]
+        return sum(logits) / len(logits), intermediates
+
+
+_tiny = partial(VisionTransformer, width=192, depth=12, heads=3)
+_small = partial(VisionTransformer, width=384, depth=12, heads=6)
+_base = partial(VisionTransformer, width=768, depth=12, heads=12)
+_large = partial(VisionTransformer, width=1024, depth=24, heads=16)
+# The normalisers are those of timm's weights of the name.
+_deit = {"patch_size": 16, "statistics": IMAGENET}
+
+VARIANTS: dict[str, partial[VisionTransformer]] = {
+    "vit_tiny_patch16_224": partial(_tiny, patch_size=16, statistics=INCEPTION),
+    "vit_small_patch16_224": partial(_small, patch_size=16, statistics=INCEPTION),
+    "vit_small_patch32_224": partial(_small, patch_size=32, statistics=INCEPTION),
+    "vit_base_patch16_224": partial(_base, patch_size=16, statistics=INCEPTION),
+    "vit_base_patch32_224": partial(_base, patch_size=32, statistics=INCEPTION),
+    # 16 heads, and the norm before the pooling, as timm's of the name.
+    "vit_base_patch16_gap_224": partial(
+        _base, patch_size=16, statistics=INCEPTION, heads=16, global_pool="avg"
+    ),
+    "vit_large_patch16_224": partial(_large, patch_size=16, statistics=INCEPTION),
+    "vit_large_patch32_224": partial(_large, patch_size=32, statistics=INCEPTION),
+    "deit_tiny_patch16_224": partial(_tiny, **_deit),
+    "deit_small_patch16_224": partial(_small, **_deit),
+    "deit_base_patch16_224": partial(_base, **_deit),
+    "deit_tiny_distilled_patch16_224": partial(_tiny, **_deit, distilled=True),
+    "deit_small_distilled_patch16_224": partial(_small, **_deit, distilled=True),
+    "deit_base_distilled_patch16_224": partial(_base, **_deit, distilled=True),
+    # Ours, not timm's: small enough to train on a laptop's processor in minutes.
+    "vit_nano_patch8_48": partial(
+        VisionTransformer,
+        patch_size=8,
+        width=96,
+        depth=4,
+        heads=3,
+        statistics=INCEPTION,
+        mlp_ratio=2,
+        global_pool="avg",
+    ),
+}
