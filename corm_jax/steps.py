@@ -103,7 +103,7 @@ class Objective:
         return weight * value, {f"terms/{label}/value": value, **logs}
 
     def total(self, params: Any, state: TrainState, batch: Batch) -> tuple[jax.Array, Any]:
-        """Returns (loss, (logs, new running averages of the clean images))."""
+        """Returns (loss, (logs, new running averages))."""
         total, metrics = jnp.zeros((), jnp.float32), {}
         forward, key = self._forward(state, params), self._key(state.step)
         batch = {**batch, "views": {}}
@@ -113,7 +113,8 @@ class Objective:
             metrics.update(logs)
         batch_stats = state.batch_stats
         if batch_stats:
-            # Evaluation sees clean images, so the running averages are theirs alone.
+            # Of the clean images where a term passes them, as evaluation sees these most. Where
+            # none does, of the first view: a pass for the averages alone would cost a sixth.
             batch_stats = forward.batch_stats(batch["image"])
         return total, (metrics, batch_stats)
 

@@ -9,7 +9,7 @@ from scipy.special import erf
 
 from corm_jax.models.normalizer import IMAGENET, Statistics
 from corm_jax.models.resnet import BasicBlock, Bottleneck, ResNet
-from corm_jax.models.vit import VisionTransformer
+from corm_jax.models.vit import PatchEmbed, VisionTransformer
 
 UNIT = Statistics((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 TINY = {
@@ -213,7 +213,7 @@ def test_image_of_the_mean_colour_reaches_the_first_layer_as_zeros(name):
     seen = []
 
     def spy(call, args, kwargs, context):
-        if isinstance(context.module, nn.Conv):
+        if isinstance(context.module, nn.Conv | PatchEmbed):
             seen.append(args[0])
         return call(*args, **kwargs)
 

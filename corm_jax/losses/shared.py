@@ -30,8 +30,9 @@ class SharedForward:
         return self._pass(images)[1]
 
     def batch_stats(self, images: jax.Array) -> Any:
-        """Returns the running averages after a pass of the images."""
-        return self._pass(images)[2]
+        """Returns the running averages after the pass of the images, else after the first pass."""
+        first = next(iter(self._passed.values()))
+        return self._passed.get(id(images), first)[2]
 
     def linearize(self, images: jax.Array) -> tuple[Outputs, Push]:
         """Returns ((logits, intermediates), derivative of the logits to the images)."""

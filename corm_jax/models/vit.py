@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from corm_jax.models.gelu import gelu
 from corm_jax.models.normalizer import IMAGENET, INCEPTION, Statistics, normalize
 
 LAYER_NORM_EPSILON = 1e-6
@@ -69,6 +70,32 @@ def sincos_positions(rows: int, columns: int, width: int) -> jax.Array:
     return jnp.pad(table, ((0, 0), (0, width - table.shape[1])))
 
 
+class PatchEmbed(nn.Module):
+    """A linear projection of patches: a convolution whose stride is its kernel's size.
+
+    Computed as one matrix product, which has derivatives of every order as fast as itself: XLA on a
+    CPU takes most of a step for the weight gradient of such a convolution's input gradient, where
+    that is penalised.
+    """
+
+    features: int
+    patch_size: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """Maps [B, H, W, C] to [B, H / patch_size, W / patch_size, features]."""
+        batch, height, width, channels = images.shape
+        size = self.patch_size
+        shape = (size, size, channels, self.features)  # a convolution's, as weights are exchanged
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape).astype(self.dtype)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
+        patches = images.reshape(
+            batch, height // size, size, width // size, size, channels
+        ).swapaxes(2, 3)
+        return jnp.einsum("bhwijc,ijcd->bhwd", patches, kernel) + bias
+
+
 class Attention(nn.Module):
     """Multi-head self-attention with one projection for queries, keys and values."""
 
@@ -103,7 +130,7 @@ class Block(nn.Module):
         dense = partial(nn.Dense, dtype=self.dtype, kernel_init=kernel_init)
         x = x + Attention(self.heads, self.dtype, name="attn")(norm(name="norm1")(x))
         y = dense(self.mlp_ratio * x.shape[-1], name="fc1")(norm(name="norm2")(x))
-        return x + dense(x.shape[-1], name="fc2")(nn.gelu(y, approximate=False))
+        return x + dense(x.shape[-1], name="fc2")(gelu(y))
 
 
 class VisionTransformer(nn.Module):
@@ -150,14 +177,7 @@ class VisionTransformer(nn.Module):
         """
         del train
         x = normalize(images, self.statistics).astype(self.dtype)
-        x = nn.Conv(
-            self.width,
-            (self.patch_size,) * 2,
-            strides=(self.patch_size,) * 2,
-            padding="VALID",
-            dtype=self.dtype,
-            name="patch_embed",
-        )(x)
+        x = PatchEmbed(self.width, self.patch_size, self.dtype, name="patch_embed")(x)
         rows, columns = x.shape[1:3]
         x = x.reshape(x.shape[0], rows * columns, self.width)
         names = ["cls_token"] if self.global_pool == "token" else []

@@ -166,6 +166,7 @@ def test_shared_forward_passes_the_same_images_once():
     assert shared(images)[0] is logits
     assert shared.linearize(images)[1] is push
     assert shared.batch_stats(images) == {"mean": 0.5}
+    assert shared.batch_stats(images + 0.25) == {"mean": 0.5}  # not passed: the first pass's
     assert len(passes) == 1
     np.testing.assert_allclose(push(jnp.ones_like(images)), 16 * np.cos(0.5), rtol=1e-6)
     np.testing.assert_array_equal(shared(images + 0.0)[0], logits)  # other images: another pass
@@ -179,7 +180,8 @@ def test_shared_forward_passes_the_same_images_once():
         ("rrr", make_resnet, 1),
         ("rrr", make_vit, 1),
         ("corm_hi", make_vit, 1),
-        ("corm_hi", make_resnet, 2),  # running averages are of clean images
+        ("corm_hi", make_resnet, 1),
+        ("noise", make_resnet, 1),
         ("corm_two_term", make_resnet, 2),
     ],
 )
