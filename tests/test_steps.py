@@ -127,11 +127,12 @@ def test_averages_follow_parameters_and_batch_statistics(resnet_history):
         assert_trees_close(state.ema, average, rtol=1e-5, atol=1e-6)
 
 
-def test_running_averages_are_of_the_clean_images(resnet, resnet_history):
-    states, _ = resnet_history
+def test_running_averages_are_of_the_clean_images():
+    run = Run(make_config("corm_two_term"), make_resnet(), one_device())
+    states, _ = run.train(1)
     images = jnp.asarray(make_batch(seed=0)["image"], jnp.float32) / 255
     variables = {"params": states[0].params, "batch_stats": states[0].batch_stats}
-    _, updates = resnet.model.apply(variables, images, train=True, mutable=["batch_stats"])
+    _, updates = run.model.apply(variables, images, train=True, mutable=["batch_stats"])
     assert_trees_close(states[1].batch_stats, updates["batch_stats"], rtol=1e-4, atol=1e-6)
 
 
