@@ -31,6 +31,10 @@ def _is_damage(error: Exception) -> bool:
     return isinstance(error, STORAGE_ERRORS) or type(error) is Exception
 
 
+def _reason(error: Exception) -> str:
+    return " ".join(str(error.__cause__ or error).split())[:200]
+
+
 @jax.jit
 def fingerprint(tree: Any) -> jax.Array:
     """Returns a uint32 checksum of all bits of a tree of 32-bit arrays, wherever they live."""
@@ -138,23 +142,16 @@ class Checkpoints:
         damaged: dict[int, str] = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
-                restored = self._manager.restore(
-                    step,
-                    args=ocp.args.Composite(
-                        state=ocp.args.StandardRestore(abstract), run=ocp.args.JsonRestore()
-                    ),
-                )
-                if int(fingerprint(restored.state)) != restored.run["fingerprint"]:
-                    raise ValueError("its checksum does not match")
+                restored = self._read(step, abstract)
             except Exception as error:
                 if not _is_damage(error):
                     raise
-                damaged[step] = " ".join(str(error.__cause__ or error).split())[:200]
+                damaged[step] = _reason(error)
                 continue
             if damaged:
                 self._put_aside(damaged)
                 logger.warning("falling back to checkpoint %s/%d", self._directory, step)
-            return restored.state, restored.run
+            return restored
         if damaged:
             reasons = "; ".join(f"{step}: {reason}" for step, reason in damaged.items())
             raise UserError(
@@ -162,6 +159,44 @@ class Checkpoints:
                 "or choose another --workdir to start over"
             )
         return None
+
+    def restore_step(self, step: int, abstract: T) -> tuple[T, dict[str, Any]]:
+        """Restores the checkpoint of one step; leaves everything where it is.
+
+        Args:
+          step: number of steps taken.
+          abstract: as of `restore`.
+
+        Raises:
+          UserError: if there is none, or it is damaged.
+        """
+        if step not in self._manager.all_steps():
+            raise UserError(f"{self._directory} holds no checkpoint of step {step}")
+        try:
+            return self._read(step, abstract)
+        except Exception as error:
+            if not _is_damage(error):
+                raise
+            reason = _reason(error)
+            raise UserError(
+                f"checkpoint {self._directory / str(step)} cannot be read ({reason})"
+            ) from error
+
+    def best_step(self) -> tuple[int, dict[str, float]] | None:
+        """Returns the step that is best by the metric, with its metrics; None if none has any."""
+        step = self._manager.best_step()
+        return None if step is None else (step, self._manager.metrics(step))
+
+    def _read(self, step: int, abstract: T) -> tuple[T, dict[str, Any]]:
+        restored = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardRestore(abstract), run=ocp.args.JsonRestore()
+            ),
+        )
+        if int(fingerprint(restored.state)) != restored.run["fingerprint"]:
+            raise ValueError("its checksum does not match")
+        return restored.state, restored.run
 
     def _put_aside(self, damaged: dict[int, str]) -> None:
         """Moves damaged checkpoints away: their steps will be saved again."""

@@ -52,6 +52,7 @@ DTYPES: dict[str, Any] = {
     **{"I64": np.int64, "I32": np.int32, "I16": np.int16, "I8": np.int8},
     **{"U64": np.uint64, "U32": np.uint32, "U16": np.uint16, "U8": np.uint8, "BOOL": np.bool_},
 }
+MAX_HEADER = 100_000_000  # bytes, of the format
 HALF = (np.float16, ml_dtypes.bfloat16)
 
 State = dict[str, np.ndarray]
@@ -89,24 +90,32 @@ def read(path: Path) -> Weights:
         raise UserError(f"{path}: {error}") from error
 
 
-def read_safetensors(path: Path) -> tuple[State, dict[str, str]]:
-    """Reads a .safetensors file as it is.
-
-    Returns:
-      (arrays by name; half precision is widened to float32; the header's metadata).
+def read_safetensors(path: Path) -> State:
+    """Reads a .safetensors file as it is, but half precision, which is widened to float32.
 
     Raises:
-      UserError: if it is none, or damaged.
+      UserError: if it is none, or damaged; does not name the file.
     """
     with _opened(path) as file:
-        content = file.read()
-    try:
-        entries = safetensors.deserialize(content)
-        state = {name: _array(name, entry) for name, entry in entries}
-        size = int.from_bytes(content[:8], "little")
-        return state, json.loads(content[8 : 8 + size]).get("__metadata__", {})
-    except DAMAGE as error:
-        raise UserError(f"is damaged, or no safetensors file ({error})") from error
+        try:
+            entries = safetensors.deserialize(file.read())
+            return {name: _array(name, entry) for name, entry in entries}
+        except DAMAGE as error:
+            raise UserError(f"is damaged, or no safetensors file ({error})") from error
+
+
+def safetensors_metadata(path: Path) -> dict[str, str]:
+    """Reads the metadata in the header of a .safetensors file.
+
+    Raises:
+      UserError: if it is none, or damaged; does not name the file.
+    """
+    with _opened(path) as file:
+        try:
+            size = min(int.from_bytes(file.read(8), "little"), MAX_HEADER)
+            return json.loads(file.read(size)).get("__metadata__", {})
+        except DAMAGE as error:
+            raise UserError(f"is damaged, or no safetensors file ({error})") from error
 
 
 def _array(name: str, entry: Mapping[str, Any]) -> np.ndarray:
@@ -245,7 +254,7 @@ def _encode_torch(state: Mapping[str, np.ndarray]) -> bytes:
 
 
 READERS: dict[str, Callable[[Path], State]] = {
-    ".safetensors": lambda path: read_safetensors(path)[0],
+    ".safetensors": read_safetensors,
     ".npz": _read_npz,
 }
 ENCODERS: dict[str, Callable[[Mapping[str, np.ndarray]], bytes]] = {

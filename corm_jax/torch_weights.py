@@ -38,6 +38,7 @@ LEAVES = {
 IGNORED = "num_batches_tracked"
 
 Path = tuple[str, ...]
+Shape = tuple[int, ...]
 
 
 def to_flax(
@@ -60,16 +61,9 @@ def to_flax(
     """
     expected = _expected(model, state, image_size)
     given = {key: state[key] for key in state if not key.endswith(IGNORED)}
-    _check(
-        {
-            "missing": sorted(expected.keys() - given.keys()),
-            "unknown": sorted(given.keys() - expected.keys()),
-            "of another shape": [
-                f"{key} {given[key].shape} instead of {shape}"
-                for key, (_, shape) in sorted(expected.items())
-                if key in given and given[key].shape != shape
-            ],
-        }
+    check_fit(
+        {key: shape for key, (_, shape) in expected.items()},
+        {key: array.shape for key, array in given.items()},
     )
     return unflatten_dict(
         {path: _to_flax_layout(path, given[key]) for key, (path, _) in expected.items()}
@@ -107,7 +101,7 @@ def naming(model: nn.Module, state: Mapping[str, np.ndarray], *, image_size: int
       state: PyTorch's names -> arrays.
       image_size: as of `to_flax`.
     """
-    return _naming(model, _abstract(model, image_size), state)
+    return _naming(model, abstract_variables(model, image_size), state)
 
 
 def number_of_classes(
@@ -135,9 +129,9 @@ def number_of_classes(
 
 def _expected(
     model: nn.Module, state: Mapping[str, np.ndarray], image_size: int
-) -> dict[str, tuple[Path, tuple[int, ...]]]:
+) -> dict[str, tuple[Path, Shape]]:
     """Returns PyTorch's key -> (our path, PyTorch's shape), in the names of the state dict."""
-    shapes = _abstract(model, image_size)
+    shapes = abstract_variables(model, image_size)
     leaves = _leaves(model, shapes, _naming(model, shapes, state))
     return {key: (path, _torch_shape(path, leaf.shape)) for path, key, leaf in leaves}
 
@@ -151,7 +145,8 @@ def _naming(model: nn.Module, shapes: Any, state: Mapping[str, np.ndarray]) -> s
     return max(shared, key=lambda library: shared[library])
 
 
-def _abstract(model: nn.Module, image_size: int) -> Any:
+def abstract_variables(model: nn.Module, image_size: int) -> Any:
+    """Returns the shapes and dtypes of a model's variables, for square images of a size."""
     images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
     return jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images)
 
@@ -181,14 +176,32 @@ def _translate(path: str, names: Names) -> str | None:
     return next((match.expand(name) for match, name in matches if match), None)
 
 
-def _check(problems: Mapping[str, list[str]]) -> None:
-    """Raises UserError if there are problems; names every key, as one line."""
+def check_fit(expected: Mapping[str, Shape], given: Mapping[str, Shape]) -> None:
+    """Checks that arrays are those of a model.
+
+    Args:
+      expected: shapes by key.
+      given: shapes by key.
+
+    Raises:
+      UserError: if keys are missing, are too many, or have other shapes; names every one, in one
+        line.
+    """
+    problems = {
+        "missing": sorted(expected.keys() - given.keys()),
+        "unknown": sorted(given.keys() - expected.keys()),
+        "of another shape": [
+            f"{key} {given[key]} instead of {shape}"
+            for key, shape in sorted(expected.items())
+            if key in given and given[key] != shape
+        ],
+    }
     parts = [f"{len(keys)} {kind}: {', '.join(keys)}" for kind, keys in problems.items() if keys]
     if parts:
         raise UserError(f"the weights do not fit the model; {'; '.join(parts)}")
 
 
-def _torch_shape(path: Path, shape: tuple[int, ...]) -> tuple[int, ...]:
+def _torch_shape(path: Path, shape: Shape) -> Shape:
     """Returns PyTorch's shape of a parameter; see `_to_torch_layout`."""
     return _to_torch_layout(path, np.broadcast_to(np.float32(0), shape)).shape
 

@@ -26,6 +26,7 @@ from corm_jax.data.dataset import (
     training_loader,
 )
 from corm_jax.data.pipeline import Loader, Split
+from corm_jax.description import Description
 from corm_jax.errors import UserError
 from corm_jax.evaluate import PROTOCOLS, EvalStep, evaluate, make_eval_step
 from corm_jax.files import read_json, write_json
@@ -90,9 +91,9 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
 
     Args:
       config: as `corm_jax.config.base_config` describes it.
-      workdir: receives config.json, checkpoints/, history.jsonl, tensorboard/, curves.png,
-        examples.png and at last results.json: where that is, the run is finished and its content
-        is returned as it is.
+      workdir: receives config.json, model.json (what the model is), checkpoints/, history.jsonl,
+        tensorboard/, curves.png, examples.png and at last results.json: where that is, the run is
+        finished and its content is returned as it is.
 
     Returns:
       the content of results.json.
@@ -108,6 +109,7 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     setup = set_up(config, workdir)
     abstract = abstract_state(config, setup.model, setup.mesh)
     write_json(workdir / "config.json", config.to_dict())
+    write_json(workdir / "model.json", _describe(setup).to_json())
     checkpoints = Checkpoints(workdir / "checkpoints", best=config.checkpoint.best)
     restored = checkpoints.restore(abstract)
     if restored is None:
@@ -138,6 +140,19 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     _draw(setup, history, metrics)
     write_json(finished, results)
     return results
+
+
+def _describe(setup: Setup) -> Description:
+    data = setup.config.data
+    return Description(
+        model=setup.config.model.name,
+        num_classes=setup.model.num_classes,
+        class_names=setup.dataset.class_names,
+        statistics=setup.model.statistics,
+        image_size=data.image_size,
+        center_crop_share=data.center_crop_share,
+        interpolation="bilinear",
+    )
 
 
 def _loop(

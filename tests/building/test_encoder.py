@@ -116,5 +116,5 @@ def test_run_of_the_main_job_predicts_what_it_predicted(
     with pytest.raises(UserError, match=r"the encoder has 6 classes, the data 3"):
         open_encoder(build, NAMES, create_mesh(-1, 1))
     shutil.rmtree(workdir / "checkpoints" / "12")
-    with pytest.raises(UserError, match=r"checkpoints holds no checkpoint; train the encoder"):
+    with pytest.raises(UserError, match=r"checkpoints holds no checkpoint of step 12"):
         open_encoder(build, SHAPES, create_mesh(-1, 1))

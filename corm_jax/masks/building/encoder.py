@@ -11,14 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
-from orbax import checkpoint as ocp
 
-from corm_jax.checkpoint import STORAGE_ERRORS, Checkpoints, fingerprint
+from corm_jax.checkpoint import fingerprint
 from corm_jax.errors import UserError, lookup
-from corm_jax.files import read_json
-from corm_jax.models import check_image_size, create_model
+from corm_jax.models import check_image_size
+from corm_jax.runs import load_run
 from corm_jax.sharding import replicated
-from corm_jax.state import abstract_state
 
 HEADS = ("fc", "head")  # the last Dense of a ResNet, of a vision transformer
 
@@ -151,35 +149,9 @@ def open_encoder(config: ConfigDict, class_names: tuple[str, ...], mesh: Mesh) -
 
 def _load_run(workdir: Path, image_size: int) -> tuple[nn.Module, Any]:
     """Loads what a finished run of `corm_jax.main` evaluates with."""
-    if not (workdir / "results.json").is_file():
-        raise UserError(
-            f"config.encoder.path={workdir} is not the workdir of a finished run (no results.json "
-            "there); train it first: python -m corm_jax.main --config=configs/resnet_erm.py"
-        )
-    run = ConfigDict(read_json(workdir / "config.json"))
-    check_image_size(run.model.name, image_size)
-    classes = _number_of_classes(workdir / "checkpoints")
-    model = create_model(run.model.name, num_classes=classes, dtype=run.model.dtype)
-    checkpoints = Checkpoints(workdir / "checkpoints", best=run.checkpoint.best)
-    device = Mesh(np.array(jax.local_devices()[:1]).reshape(1, 1), ("data", "fsdp"))
-    state, _ = checkpoints.restore(abstract_state(run, model, device))
-    checkpoints.close()
-    return model, state.eval_variables()
-
-
-def _number_of_classes(checkpoints: Path) -> int:
-    """Returns the number of classes of the newest checkpoint from its metadata."""
-    steps = [int(path.name) for path in checkpoints.glob("[0-9]*") if path.name.isdecimal()]
-    if not steps:
-        raise UserError(f"{checkpoints} holds no checkpoint; train the encoder again")
-    newest = checkpoints.absolute() / str(max(steps)) / "state"
-    try:
-        with ocp.StandardCheckpointer() as checkpointer:
-            params = checkpointer.metadata(newest).item_metadata["params"]
-    except STORAGE_ERRORS as error:
-        raise UserError(f"{newest} cannot be read ({error}); train the encoder again") from error
-    head = next(name for name in HEADS if name in params)
-    return params[head]["bias"].shape[0]
+    run = load_run(workdir)
+    check_image_size(run.description.model, image_size)
+    return run.model, run.variables
 
 
 def _load_robustness(path: Path, image_size: int) -> tuple[nn.Module, Any]:

@@ -1,0 +1,95 @@
+"""Our own model files: .safetensors of Flax variables by path, with what the model is.
+
+`params/conv1/kernel` and so on, in Flax's layout: `flax.traverse_util.unflatten_dict(arrays,
+sep="/")` is what `model.apply` takes. The header's metadata holds `corm_jax`: the JSON of a
+`Description`, and where the weights come from.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import safetensors.numpy
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from corm_jax.description import Description
+from corm_jax.errors import UserError
+from corm_jax.files import replacing
+from corm_jax.state_dicts import read_safetensors, safetensors_metadata
+from corm_jax.torch_weights import abstract_variables, check_fit
+
+METADATA = "corm_jax"
+
+
+class Model(NamedTuple):
+    """What a model file holds.
+
+    Attributes:
+      description: of the model.
+      variables: of the model, float32 numpy arrays.
+      origin: where the weights come from: {"file": name, "sha256": of its content}.
+    """
+
+    description: Description
+    variables: dict[str, Any]
+    origin: dict[str, str]
+
+
+def write(path: Path, model: Model) -> None:
+    """Writes a model file, whole or not at all."""
+    metadata = {"description": model.description.to_json(), "origin": model.origin}
+    content = safetensors.numpy.save(
+        flatten_dict(model.variables, sep="/"), metadata={METADATA: json.dumps(metadata)}
+    )
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def read(path: Path) -> Model:
+    """Reads a model file.
+
+    Raises:
+      UserError: if it is damaged, no file of ours, or its arrays do not fit the model that it
+        describes; names the file.
+    """
+    held = _metadata(path)
+    if held is None:
+        raise UserError(
+            f"{path} is no model file of corm_jax; make one of a PyTorch state dict: python -m "
+            f"corm_jax.convert from-torch {path} --model=NAME --output=OUT.safetensors"
+        )
+    description = Description.from_json(held["description"], str(path))
+    shapes = abstract_variables(description.create("float32"), description.image_size)
+    expected = {key: leaf.shape for key, leaf in flatten_dict(shapes, sep="/").items()}
+    try:
+        arrays = read_safetensors(path)
+        check_fit(expected, {key: array.shape for key, array in arrays.items()})
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    return Model(description, unflatten_dict(arrays, sep="/"), held["origin"])
+
+
+def is_model_file(path: Path) -> bool:
+    """Returns whether a file is one of ours.
+
+    Raises:
+      UserError: if its name says .safetensors, and it is none.
+    """
+    return path.suffix == ".safetensors" and _metadata(path) is not None
+
+
+def _metadata(path: Path) -> dict[str, Any] | None:
+    """Returns our part of a file's metadata, None if there is none."""
+    try:
+        metadata = safetensors_metadata(path)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    if METADATA not in metadata:
+        return None
+    try:
+        held = json.loads(metadata[METADATA])
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: its metadata is damaged ({error})") from error
+    if not isinstance(held, dict) or held.keys() != {"description", "origin"}:
+        raise UserError(f"{path}: its metadata is damaged; write it again")
+    return held
