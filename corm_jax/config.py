@@ -26,7 +26,8 @@ def base_config(objective: str) -> ConfigDict:
     config = ConfigDict()
     config.seed = 0  # of initialisation, order, augmentation and noise
     config.objective = objective  # a preset's name
-    # The preset's terms: label -> {term, weight, the term's parameters}.
+    # The preset's terms: label -> {term, weight, the term's parameters}. The weight goes linearly
+    # from initial_weight to weight over transition_steps steps; with 0 of them it is constant.
     config.terms = ConfigDict(preset(objective))
     config.control = "none"  # wrong masks in training: a key of corm_jax.losses.controls.CONTROLS
 
@@ -163,6 +164,8 @@ BOUNDS: dict[str, Bound] = {
 # Of the numbers in a term, where it has them.
 TERM_BOUNDS: dict[str, Bound] = {
     "weight": NOT_NEGATIVE,
+    "initial_weight": NOT_NEGATIVE,
+    "transition_steps": NOT_NEGATIVE,
     "sigma": NOT_NEGATIVE,
     "sigma_high": NOT_NEGATIVE,
     "probability": SHARE,

@@ -109,7 +109,10 @@ class ProgressLine:
 
 
 class SilentTerms:
-    """Finds terms whose gradient is exactly zero at `LIMIT` logged steps in a row."""
+    """Finds terms whose gradient is exactly zero at `LIMIT` logged steps in a row.
+
+    Steps at which a schedule has the term's weight at 0 (the logged `weight`) do not count.
+    """
 
     LIMIT = 3
     MEANING = (
@@ -127,7 +130,9 @@ class SilentTerms:
         for name, value in metrics.items():
             if name.startswith("terms/") and name.endswith("/gradient_norm"):
                 label = name.split("/")[1]
-                self._counts[label] = self._counts.get(label, 0) + 1 if value == 0 else 0
+                off = metrics.get(f"terms/{label}/weight") == 0
+                zero = value == 0 and not off
+                self._counts[label] = self._counts.get(label, 0) + 1 if zero else 0
                 if self._counts[label] == self.LIMIT:
                     reached.append(label)
         return reached

@@ -105,8 +105,8 @@ def draw_curves(
       config: the run's.
     """
 
-    def series(name: str, weight: float = 1.0) -> tuple[list[int], list[float]]:
-        pairs = [(r["step"], weight * r[name]) for r in records if name in r]
+    def series(name: str) -> tuple[list[int], list[float]]:
+        pairs = [(r["step"], r[name]) for r in records if name in r]
         return [s for s, _ in pairs], [v for _, v in pairs]
 
     figure = Figure(figsize=(13, 4), layout="constrained")
@@ -115,7 +115,7 @@ def draw_curves(
     norms.plot(*series("train/gradient_norm"), label="total", color="black")
     for number, (label, term) in enumerate(config.terms.items()):
         style = {"label": label, "color": f"C{number}", "linestyle": "--"}
-        loss.plot(*series(f"train/terms/{label}/value", term.weight), **style)
+        loss.plot(*weighted_values(records, label, term.weight), **style)
         norms.plot(*series(f"train/terms/{label}/gradient_norm"), **style)
     for number, name in enumerate(("clean", "core", "spurious")):
         steps, values = series(f"validation/{name}")
@@ -138,6 +138,25 @@ def draw_curves(
         axes.grid(alpha=0.3)
     figure.suptitle(f"{config.objective}, {config.model.name}")
     _save(figure, path)
+
+
+def weighted_values(
+    records: list[dict[str, Any]], label: str, weight: float
+) -> tuple[list[int], list[float]]:
+    """Returns (steps, values of a term times its weight there).
+
+    Args:
+      records: of a run's history.
+      label: the term's.
+      weight: the term's, where the records hold none because it is constant.
+    """
+    name = f"train/terms/{label}"
+    pairs = [
+        (r["step"], r.get(f"{name}/weight", weight) * r[f"{name}/value"])
+        for r in records
+        if f"{name}/value" in r
+    ]
+    return [step for step, _ in pairs], [value for _, value in pairs]
 
 
 def draw_examples(

@@ -73,7 +73,8 @@ class Objective:
           UserError: if a term, a parameter or the control is unknown; names it.
         """
         self._model = model
-        self._terms: dict[str, tuple[float, Term]] = build(config.terms.to_dict())
+        self._terms: dict[str, tuple[float | optax.Schedule, Term]]
+        self._terms = build(config.terms.to_dict())
         self._control = lookup(CONTROLS, config.control, "control")
         self._label_smoothing = config.train.label_smoothing
         self._seed = config.seed
@@ -93,22 +94,28 @@ class Objective:
         return {**batch, "target": target, "non_core": non_core}
 
     def term(
-        self, label: str, forward: Forward, batch: Batch, key: jax.Array
+        self, label: str, forward: Forward, batch: Batch, step: jax.Array
     ) -> tuple[jax.Array, Metrics]:
-        """Returns (weighted mean loss of one term, its logs)."""
+        """Returns (mean loss of one term times its weight in this step, its logs).
+
+        The logs are `value`, the mean without the weight; `weight`, if it changes over time; and
+        the term's own.
+        """
         weight, function = self._terms[label]
-        losses, logs = function(forward, batch, key)
+        losses, logs = function(forward, batch, self._key(step))
         value = _weighted_mean(losses, batch["weight"])
-        logs = {f"terms/{label}/{name}": log for name, log in logs.items()}
-        return weight * value, {f"terms/{label}/value": value, **logs}
+        logs = {"value": value, **logs}
+        if callable(weight):
+            weight = logs["weight"] = jnp.asarray(weight(step), jnp.float32)
+        return weight * value, {f"terms/{label}/{name}": log for name, log in logs.items()}
 
     def total(self, params: Any, state: TrainState, batch: Batch) -> tuple[jax.Array, Any]:
         """Returns (loss, (logs, new running averages))."""
         total, metrics = jnp.zeros((), jnp.float32), {}
-        forward, key = self._forward(state, params), self._key(state.step)
+        forward = self._forward(state, params)
         batch = {**batch, "views": {}}
         for label in sorted(self._terms, key=self._order):
-            value, logs = self.term(label, forward, batch, key)
+            value, logs = self.term(label, forward, batch, state.step)
             total += value
             metrics.update(logs)
         batch_stats = state.batch_stats
@@ -139,12 +146,13 @@ class Objective:
         The norm is L2, over all parameters. The cosine is that of the angle between the gradients
         of the term and of the objective's first cross entropy (`REFERENCES`); 0 where one is zero.
         """
-        batch, key = self.batch(batch, state.step), self._key(state.step)
+        batch = self.batch(batch, state.step)
 
         def gradient(label: str) -> Any:
-            return jax.grad(lambda p: self.term(label, self._forward(state, p), batch, key)[0])(
-                state.params
-            )
+            def loss(params: Any) -> jax.Array:
+                return self.term(label, self._forward(state, params), batch, state.step)[0]
+
+            return jax.grad(loss)(state.params)
 
         gradients = {label: gradient(label) for label in self._terms}
         norms = {label: _norm(tree) for label, tree in gradients.items()}

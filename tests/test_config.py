@@ -103,6 +103,8 @@ def test_warmup_follows_the_number_of_steps_unless_it_is_given() -> None:
         ("terms.noisy.sigma", -0.1, "config.terms.noisy.sigma=-0.1 must be >= 0"),
         ("terms.noisy.term", "noisy_crossentropy", "(did you mean 'noisy_cross_entropy'?)"),
         ("terms.noisy.sigma_high", -0.1, "config.terms.noisy.sigma_high=-0.1 must be >= 0"),
+        ("terms.noisy.initial_weight", -1.0, "config.terms.noisy.initial_weight=-1.0 must be >= 0"),
+        ("terms.noisy.transition_steps", -1, "terms.noisy.transition_steps=-1 must be >= 0"),
         ("terms.noisy.patch", 0, "config.terms.noisy.patch=0 must be >= 1"),
         ("terms.noisy.region", "noncore", "(did you mean 'non_core'?)"),
         ("control", "shuffle", "unknown control 'shuffle' (did you mean 'shuffled'?)"),

@@ -20,7 +20,8 @@ def test_every_preset_builds_and_passes_its_own_check(name):
 
 
 def test_published_presets_have_the_published_numbers():
-    assert preset("erm") == {"clean": {"term": "cross_entropy", "weight": 1.0}}
+    constant = {"weight": 1.0, "initial_weight": 0.0, "transition_steps": 0}
+    assert preset("erm") == {"clean": {"term": "cross_entropy", **constant}}
     hard_imagenet = preset("corm_hi")
     assert {term["term"] for term in hard_imagenet.values()} == {
         "noisy_cross_entropy",
@@ -63,7 +64,7 @@ def test_weights_and_parameters_may_change_but_not_the_objective():
     [
         ({}, r"config\.terms is empty"),
         (
-            {"a": {"term": "cross_entropi", "weight": 1.0}},
+            {"a": {**preset("erm")["clean"], "term": "cross_entropi"}},
             r"config\.terms\.a\.term.*did you mean 'cross_entropy'",
         ),
         (
@@ -71,7 +72,14 @@ def test_weights_and_parameters_may_change_but_not_the_objective():
             r"config\.terms\.a\.sigmma: .*no such parameter \(did you mean 'sigma'\?\)",
         ),
         ({"a": NOISY}, r"config\.terms\.a\.without_mask is missing"),
-        ({"a": {"term": "cross_entropy"}}, r"config\.terms\.a\.weight is missing"),
+        (
+            {"a": {"term": "cross_entropy", "initial_weight": 0.0, "transition_steps": 0}},
+            r"config\.terms\.a\.weight is missing",
+        ),
+        (
+            {"a": {"term": "cross_entropy", "weight": 1.0, "initial_weight": 0.0}},
+            r"config\.terms\.a\.transition_steps is missing",
+        ),
         (
             {"a": {**NOISY, "without_mask": "zero", "corruption": "gray"}},
             r"config\.terms\.a\.corruption.*did you mean 'grey'",
@@ -89,3 +97,12 @@ def test_weights_and_parameters_may_change_but_not_the_objective():
 def test_terms_that_cannot_be_built_are_refused_by_key(terms, message):
     with pytest.raises(UserError, match=message):
         build(terms)
+
+
+def test_weights_change_linearly_over_the_transition_alone():
+    terms = preset("corm")
+    terms["noisy"] |= {"weight": 3.0, "initial_weight": 1.0, "transition_steps": 4}
+    terms["clean"] |= {"initial_weight": 9.0}  # unused without a transition
+    (clean, _), (noisy, _) = build(terms).values()
+    assert clean == 1.0
+    assert [float(noisy(step)) for step in (0, 1, 2, 4, 99)] == [1.0, 1.5, 2.0, 3.0, 3.0]

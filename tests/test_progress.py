@@ -101,3 +101,12 @@ def test_terms_are_silent_after_three_zero_gradients_in_a_row_and_said_so_once()
         found.append(silent.update(metrics))
         assert silent.update({"loss": 0.0}) == []  # an evaluation between logged steps
     assert found == [[], [], ["a"], [], [], ["b"], [], []]
+
+
+def test_steps_at_which_a_schedule_has_the_weight_at_zero_are_not_silent() -> None:
+    silent, weights = SilentTerms(), [0.0, 0.0, 0.0, 0.0, 0.1, 0.2, 0.3]
+    found = [
+        silent.update({"terms/a/gradient_norm": 0.0, "terms/a/weight": weight})
+        for weight in weights
+    ]
+    assert found == [[], [], [], [], [], [], ["a"]]

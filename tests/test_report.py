@@ -131,6 +131,17 @@ def test_what_is_no_finished_run_is_one_line(
     assert not summary.exists()
 
 
+def test_terms_are_weighted_by_their_weight_at_each_step() -> None:
+    records = [
+        {"step": 2, "train/terms/a/value": 3.0, "train/terms/a/weight": 0.0},
+        {"step": 4, "train/terms/a/value": 2.0, "train/terms/a/weight": 0.5},
+        {"step": 4, "validation/clean": 0.5},
+        {"step": 6, "train/terms/a/value": 1.5, "train/terms/b/value": 4.0},
+    ]
+    assert report.weighted_values(records, "a", 10.0) == ([2, 4, 6], [0.0, 1.0, 15.0])
+    assert report.weighted_values(records, "b", 10.0) == ([6], [40.0])
+
+
 def test_curves_are_drawn_even_of_one_record(tmp_path: Path) -> None:
     config = base_config("corm")
     records = [

@@ -16,6 +16,7 @@ from stepping import (
 
 from corm_jax.config import base_config
 from corm_jax.losses.noisy import noisy_cross_entropy
+from corm_jax.losses.terms import COMMON
 from corm_jax.sharding import create_mesh, put_batch
 from corm_jax.state import abstract_state
 from corm_jax.steps import Objective, make_train_step
@@ -145,6 +146,23 @@ def test_loss_is_the_weighted_sum_of_the_values_of_the_terms(vit):
     assert float(metrics["terms/gradient/value"]) > 0
 
 
+def test_a_scheduled_weight_grows_in_the_loss_and_the_diagnosis():
+    config = make_config("corm_two_term")
+    config.terms.noisy.update({"weight": 0.5, "initial_weight": 0.0, "transition_steps": 2})
+    run, constant = (
+        Run(c, make_vit(), one_device()) for c in (config, make_config("corm_two_term"))
+    )
+    states, history = run.train(4)
+    for state, metrics, weight in zip(states[:4], history, (0.0, 0.25, 0.5, 0.5), strict=True):
+        assert metrics["terms/noisy/weight"] == weight
+        loss = metrics["terms/clean/value"] + weight * metrics["terms/noisy/value"]
+        assert metrics["loss"] == pytest.approx(float(loss), rel=1e-5)
+        found, full = (r.norms(state, make_batch()) for r in (run, constant))
+        name = "terms/noisy/gradient_norm"
+        assert float(found[name]) == pytest.approx(weight * float(full[name]), rel=1e-5)
+    assert "terms/clean/weight" not in history[0]
+
+
 def by_hand(run, state, batch):
     """Returns functions of the parameters: mean clean loss, mean penalty; per-image gradients."""
     objective = Objective(run.config, run.model)
@@ -161,8 +179,7 @@ def by_hand(run, state, batch):
 
     def noisy(params):
         key = jax.random.fold_in(jax.random.key(run.config.seed), state.step)
-        term = dict(run.config.terms.noisy)
-        del term["term"], term["weight"]
+        term = {k: v for k, v in run.config.terms.noisy.items() if k not in COMMON}
         losses, _ = noisy_cross_entropy(
             lambda x: run.model.apply({"params": params}, x, train=True), expanded, key, **term
         )

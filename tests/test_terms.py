@@ -94,9 +94,8 @@ def test_a_training_step_on_the_penalty_alone_moves_the_weights_as_derived_by_ha
     )
     config.optimizer.update({"weight_decay": 0.0, "clip_norm": 0.0})
     with config.unlocked():
-        config.terms = {
-            "gradient": {"term": "input_gradient", "weight": 50.0, "of": "loss", **CLEAN}
-        }
+        constant = {"weight": 50.0, "initial_weight": 0.0, "transition_steps": 0}
+        config.terms = {"gradient": {"term": "input_gradient", **constant, "of": "loss", **CLEAN}}
     mesh = create_mesh(1, 1, jax.devices()[:1])
     abstract = abstract_state(config, Linear(), mesh)
     state = create_state(config, Linear(), abstract)

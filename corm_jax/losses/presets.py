@@ -1,4 +1,4 @@
-"""Objectives by name, as config data: label -> {"term", "weight", parameters}.
+"""Objectives by name, as config data: label -> {"term", "weight", its schedule, parameters}.
 
 Sigma 0.25 and probability 0.5 are the authors'; every weight, and whatever a preset does not name
 a source for, is a project choice.
@@ -12,7 +12,13 @@ from corm_jax.errors import UserError, lookup
 Terms = dict[str, dict[str, Any]]
 
 
-CLEAN = {"term": "cross_entropy", "weight": 1.0}
+def _term(name: str, weight: float = 1.0, **parameters: Any) -> dict[str, Any]:
+    """Returns a term of constant weight; `corm_jax.losses.terms.build` explains the schedule."""
+    schedule = {"weight": weight, "initial_weight": 0.0, "transition_steps": 0}
+    return {"term": name, **schedule, **parameters}
+
+
+CLEAN = _term("cross_entropy")
 
 
 def _view(**changes: Any) -> dict[str, Any]:
@@ -30,8 +36,7 @@ def _view(**changes: Any) -> dict[str, Any]:
 
 
 def _noisy(*, without_mask: str, **changes: Any) -> dict[str, Any]:
-    term = {"term": "noisy_cross_entropy", "weight": 1.0, "without_mask": without_mask}
-    return {**term, **_view(**changes)}
+    return _term("noisy_cross_entropy", without_mask=without_mask, **_view(**changes))
 
 
 def erm() -> Terms:
@@ -56,14 +61,9 @@ def corm_hi() -> Terms:
     """
     return {
         "noisy": _noisy(probability=0.5, without_mask="clean"),
-        "gradient": {
-            "term": "input_gradient",
-            "weight": 1000.0,
-            "of": "loss",
-            "norm": "l2",
-            "sigma": 0.25,
-            "probability": 0.5,
-        },
+        "gradient": _term(
+            "input_gradient", 1000.0, of="loss", norm="l2", sigma=0.25, probability=0.5
+        ),
     }
 
 
@@ -88,14 +88,9 @@ def rrr() -> Terms:
     The sum over classes of log probabilities is differentiated, on clean images. The weight is a
     project choice.
     """
-    gradient = {
-        "term": "input_gradient",
-        "weight": 1.0,
-        "of": "log_probabilities_sum",
-        "norm": "l2",
-        "sigma": 0.0,
-        "probability": 0.0,
-    }
+    gradient = _term(
+        "input_gradient", of="log_probabilities_sum", norm="l2", sigma=0.0, probability=0.0
+    )
     return {"clean": dict(CLEAN), "gradient": gradient}
 
 
@@ -105,17 +100,16 @@ def pgd() -> Terms:
     Source: PGD-Ex of Heo et al. 2023; Madry et al. 2018. Radius, step size and steps are a project
     choice: a radius of 8/255, and 2.5 radii over all steps.
     """
-    attack = {
-        "term": "adversarial",
-        "weight": 1.0,
-        "norm": "linf",
-        "radius": 8 / 255,
-        "step_size": 4 / 255,
-        "steps": 5,
-        "random_start": True,
-        "region": "non_core",
-        "without_mask": "zero",
-    }
+    attack = _term(
+        "adversarial",
+        norm="linf",
+        radius=8 / 255,
+        step_size=4 / 255,
+        steps=5,
+        random_start=True,
+        region="non_core",
+        without_mask="zero",
+    )
     return {"clean": dict(CLEAN), "attack": attack}
 
 
@@ -125,13 +119,9 @@ def background_swap() -> Terms:
     Source: CutMix (Yun et al. 2019) along masks, as the Backgrounds Challenge (Xiao et al. 2020)
     swaps them in its mixed-rand images; both in every step, as `corm_two_term`.
     """
-    swapped = {
-        "term": "background_swap",
-        "weight": 1.0,
-        "probability": 1.0,
-        "probability_per": "example",
-        "without_mask": "zero",
-    }
+    swapped = _term(
+        "background_swap", probability=1.0, probability_per="example", without_mask="zero"
+    )
     return {"clean": dict(CLEAN), "swapped": swapped}
 
 
@@ -141,8 +131,8 @@ def consistency() -> Terms:
     Source: UDA (Xie et al. 2020), whose weight is 1 and whose clean prediction is a fixed target;
     the noise is `corm`'s.
     """
-    divergence = {"term": "consistency", "weight": 1.0, "clean_gradient": False}
-    return {"clean": dict(CLEAN), "consistency": {**divergence, **_view(sigma=0.5)}}
+    divergence = _term("consistency", clean_gradient=False, **_view(sigma=0.5))
+    return {"clean": dict(CLEAN), "consistency": divergence}
 
 
 PRESETS: dict[str, Callable[[], Terms]] = {

@@ -58,14 +58,22 @@ CHOICES: dict[str, dict[str, dict[str, Any]]] = {
 }
 
 
-def build(terms: dict[str, dict[str, Any]]) -> dict[str, tuple[float, Term]]:
+# What every term has beside its own parameters.
+COMMON = ("term", "weight", "initial_weight", "transition_steps")
+
+
+def build(terms: dict[str, dict[str, Any]]) -> dict[str, tuple[float | optax.Schedule, Term]]:
     """Builds an objective from config data.
 
     Args:
-      terms: label -> {"term": a key of `TERMS`, "weight": float, and the term's parameters}.
+      terms: label -> {"term": a key of `TERMS`, "weight": float, "initial_weight": float,
+        "transition_steps": int, and the term's parameters}. Over the first `transition_steps` of
+        training the weight goes linearly from `initial_weight` to `weight`, and stays there; with
+        `transition_steps` 0 it is constant, and `initial_weight` unused.
 
     Returns:
-      label -> (weight, term of (forward, batch, key)).
+      label -> (weight: a float, or a function of the step if it changes; term of
+      (forward, batch, key)).
 
     Raises:
       UserError: if a term or a parameter is unknown or missing; names it.
@@ -77,14 +85,21 @@ def build(terms: dict[str, dict[str, Any]]) -> dict[str, tuple[float, Term]]:
         where = f"config.terms.{label}"
         name = description.get("term", "")
         function = lookup(TERMS, name, f"loss term in {where}.term:")
-        parameters = {k: v for k, v in description.items() if k not in ("term", "weight")}
+        parameters = {k: v for k, v in description.items() if k not in COMMON}
         signature = inspect.signature(function).parameters.values()
         valid = {p.name for p in signature if p.kind is inspect.Parameter.KEYWORD_ONLY}
         for key in sorted(set(parameters) - valid):
             raise UserError(f"{where}.{key}: {name} has no such parameter{nearest(key, valid)}")
-        for key in sorted((valid | {"weight"}) - set(description)):
+        for key in sorted((valid | set(COMMON)) - set(description)):
             raise UserError(f"{where}.{key} is missing: {name} needs it")
         for key, choices in CHOICES.get(name, {}).items():
             lookup(choices, parameters[key], f"{where}.{key}")
-        built[label] = (float(description["weight"]), partial(function, **parameters))
+        built[label] = (_weight(description), partial(function, **parameters))
     return built
+
+
+def _weight(description: dict[str, Any]) -> float | optax.Schedule:
+    last, steps = float(description["weight"]), description["transition_steps"]
+    if steps == 0:
+        return last
+    return optax.linear_schedule(float(description["initial_weight"]), last, steps)
