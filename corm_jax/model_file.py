@@ -5,18 +5,29 @@ sep="/")` is what `model.apply` takes. The header's metadata holds `corm_jax`: t
 `Description`, and where the weights come from.
 """
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import safetensors.numpy
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from corm_jax.description import Description
 from corm_jax.errors import UserError
 from corm_jax.files import replacing
+from corm_jax.models import check_image_size, create_model
+from corm_jax.models.normalizer import IMAGENET, Statistics
+from corm_jax.state_dicts import read as read_state_dict
 from corm_jax.state_dicts import read_safetensors, safetensors_metadata
-from corm_jax.torch_weights import abstract_variables, check_fit
+from corm_jax.torch_weights import (
+    abstract_variables,
+    check_fit,
+    naming,
+    number_of_classes,
+    to_flax,
+)
 
 METADATA = "corm_jax"
 
@@ -52,7 +63,7 @@ def read(path: Path) -> Model:
       UserError: if it is damaged, no file of ours, or its arrays do not fit the model that it
         describes; names the file.
     """
-    held = _metadata(path)
+    held = _metadata(path) if path.suffix == ".safetensors" else None
     if held is None:
         raise UserError(
             f"{path} is no model file of corm_jax; make one of a PyTorch state dict: python -m "
@@ -67,6 +78,64 @@ def read(path: Path) -> Model:
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     return Model(description, unflatten_dict(arrays, sep="/"), held["origin"])
+
+
+def import_state_dict(
+    path: Path,
+    name: str,
+    *,
+    class_names: tuple[str, ...] | None,
+    statistics: Statistics | None,
+    image_size: int,
+    center_crop_share: float,
+    interpolation: str,
+) -> Model:
+    """Converts a PyTorch state dict; see `corm_jax.state_dicts` for the files.
+
+    Args:
+      path: of the file.
+      name: of the model, a key of `corm_jax.models.MODELS`.
+      class_names: None if unknown; the number of classes is the weights'.
+      statistics: of the input normaliser; None for the file's own, else torchvision's where its
+        names are torchvision's alone, else the model's.
+      image_size: as in `Description`.
+      center_crop_share: as in `Description`.
+      interpolation: as in `Description`.
+
+    Raises:
+      UserError: if the file cannot be read safely, or does not fit the model or the class names;
+        names the file.
+    """
+
+    def create(classes: int) -> nn.Module:
+        return create_model(name, num_classes=classes, dtype="float32")
+
+    create(1)  # an unknown name is found before a large file is read
+    check_image_size(name, image_size)
+    state, own = read_state_dict(path)
+    try:
+        found = number_of_classes(create, state, image_size=image_size)
+        # Without a head nothing fits: what does not is named with all else.
+        classes = found or 1
+        model = create(classes)
+        variables = to_flax(model, state, image_size=image_size)
+        if class_names is not None and len(class_names) != classes:
+            raise UserError(f"its weights are of {classes} classes, not {len(class_names)}")
+        foreign = naming(model, state, image_size=image_size) == "torchvision"
+    except UserError as error:
+        raise UserError(f"{path} as {name}: {error}") from error
+    description = Description(
+        model=name,
+        num_classes=classes,
+        class_names=class_names,
+        statistics=statistics or own or (IMAGENET if foreign else model.statistics),
+        image_size=image_size,
+        center_crop_share=center_crop_share,
+        interpolation=interpolation,
+    )
+    with path.open("rb") as file:
+        origin = {"file": path.name, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    return Model(description, variables, origin)
 
 
 def is_model_file(path: Path) -> bool:

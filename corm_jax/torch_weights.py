@@ -106,25 +106,20 @@ def naming(model: nn.Module, state: Mapping[str, np.ndarray], *, image_size: int
 
 def number_of_classes(
     create: Callable[[int], nn.Module], state: Mapping[str, np.ndarray], *, image_size: int
-) -> int:
-    """Returns the number of classes of the head in a state dict.
+) -> int | None:
+    """Returns the number of classes of the head in a state dict, None if there is no such head.
 
     Args:
       create: number of classes -> model, of a family in `FAMILIES`.
       state: PyTorch's names -> arrays.
       image_size: as of `to_flax`.
-
-    Raises:
-      UserError: if it has no head of such a model.
     """
     two, three = (_expected(create(classes), state, image_size) for classes in (2, 3))
     for key, (_, shape) in two.items():
-        other = three[key][1]
-        if shape != other and key in state and state[key].ndim == len(shape):
-            axis = next(i for i, (a, b) in enumerate(zip(shape, other, strict=True)) if a != b)
-            return state[key].shape[axis]
-    heads = [key for key, entry in two.items() if entry != three[key]]
-    raise UserError(f"the weights do not fit the model; they have no classifier {heads[0]}")
+        changed = [i for i, size in enumerate(shape) if size != three[key][1][i]]
+        if changed and key in state and state[key].ndim == len(shape):
+            return state[key].shape[changed[0]]
+    return None
 
 
 def _expected(

@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 WITHOUT = (
+    "corm_jax.convert",
     "corm_jax.corruptions",
     "corm_jax.errors",
     "corm_jax.evaluate",

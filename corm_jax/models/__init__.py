@@ -13,6 +13,8 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 # Each family's file holds its variants.
 MODELS: dict[str, partial[nn.Module]] = {**resnet.VARIANTS, **vit.VARIANTS, **densenet.VARIANTS}
+# Ours, not timm's: small enough to train on a laptop's processor in minutes.
+OWN = ("resnet8_nano", "resnet10_nano", "vit_nano_patch8_48")
 
 
 def create_model(name: str, *, num_classes: int, dtype: str) -> nn.Module:
