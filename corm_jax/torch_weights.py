@@ -154,7 +154,7 @@ def _leaves(
     for path, leaf in flatten_dict(variables).items():
         key = _key(path, names)
         if key is None:
-            raise UserError(f"{library} has no such model: no name for {'/'.join(path)}")
+            raise UserError(f"{library} has no such model: no name for {'/'.join(path[1:])}")
         yield path, key, leaf
 
 

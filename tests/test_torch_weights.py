@@ -83,15 +83,6 @@ def test_torchvision_loads_what_we_write(pair):
         assert torch.equal(other(images), theirs(images))
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_timm_has_the_same_names_and_shapes(name):
-    import_torchvision()
-    timm = pytest.importorskip("timm")
-    theirs = timm.create_model(name, num_classes=11)
-    ours = create_model(name, num_classes=11, dtype="float32")
-    to_flax(ours, state_of(theirs), image_size=64)
-
-
 def test_layouts_of_kernels_are_transposed_not_reshaped():
     state = tiny_state()
     variables = to_flax(TINY, state, image_size=64)
