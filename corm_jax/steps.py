@@ -94,15 +94,17 @@ class Objective:
         return {**batch, "target": target, "non_core": non_core}
 
     def term(
-        self, label: str, forward: Forward, batch: Batch, step: jax.Array
+        self, label: str, forward: Forward, batch: Batch, step: jax.Array, key: jax.Array
     ) -> tuple[jax.Array, Metrics]:
         """Returns (mean loss of one term times its weight in this step, its logs).
+
+        Terms share views, and with them passes, of the very same `batch` and `key`.
 
         The logs are `value`, the mean without the weight; `weight`, if it changes over time; and
         the term's own.
         """
         weight, function = self._terms[label]
-        losses, logs = function(forward, batch, self._key(step))
+        losses, logs = function(forward, batch, key)
         value = _weighted_mean(losses, batch["weight"])
         logs = {"value": value, **logs}
         if callable(weight):
@@ -112,10 +114,10 @@ class Objective:
     def total(self, params: Any, state: TrainState, batch: Batch) -> tuple[jax.Array, Any]:
         """Returns (loss, (logs, new running averages))."""
         total, metrics = jnp.zeros((), jnp.float32), {}
-        forward = self._forward(state, params)
+        forward, key = self._forward(state, params), self._key(state.step)
         batch = {**batch, "views": {}}
         for label in sorted(self._terms, key=self._order):
-            value, logs = self.term(label, forward, batch, state.step)
+            value, logs = self.term(label, forward, batch, state.step, key)
             total += value
             metrics.update(logs)
         batch_stats = state.batch_stats
@@ -146,11 +148,12 @@ class Objective:
         The norm is L2, over all parameters. The cosine is that of the angle between the gradients
         of the term and of the objective's first cross entropy (`REFERENCES`); 0 where one is zero.
         """
-        batch = self.batch(batch, state.step)
+        batch, key = self.batch(batch, state.step), self._key(state.step)
 
         def gradient(label: str) -> Any:
             def loss(params: Any) -> jax.Array:
-                return self.term(label, self._forward(state, params), batch, state.step)[0]
+                forward = self._forward(state, params)
+                return self.term(label, forward, batch, state.step, key)[0]
 
             return jax.grad(loss)(state.params)
 
