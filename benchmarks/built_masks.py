@@ -9,6 +9,7 @@ are not repeated. The gain is the mean over seeds of corm minus erm, in points.
 """
 
 import argparse
+import math
 import sys
 from pathlib import Path
 
@@ -79,7 +80,7 @@ def main() -> int:
     print("|---" * (len(keys) + 1) + "|")
     for objective, runs in rows.items():
         scales = {key: 1 if key in ("rcs", "seconds") else 100 for key in keys}
-        cells = [format_cell([row[key] for row in runs], scales[key]) for key in keys]
+        cells = [format_cell([row.get(key, math.nan) for row in runs], scales[key]) for key in keys]
         print(f"| {objective} | " + " | ".join(cells) + " |")
 
     pairs = zip(rows["corm"], rows["erm"], strict=True)

@@ -82,7 +82,9 @@ def main() -> int:
     print("|---" * (len(keys) + 1) + "|")
     for objective, runs in rows.items():
         cells = [
-            format_cell([r[key] for r in runs], 1 if key in ("rcs", "seconds") else 100)
+            format_cell(
+                [r.get(key, math.nan) for r in runs], 1 if key in ("rcs", "seconds") else 100
+            )
             for key in keys
         ]
         print(f"| {objective} | " + " | ".join(cells) + " |")

@@ -149,8 +149,26 @@ def swap(images: jax.Array, region: jax.Array, key: jax.Array) -> jax.Array:
     """
     partners = random_partners(key, (region > 0).any(axis=(1, 2, 3)))
     alone = partners == jnp.arange(len(images))
-    filled = _blend(images, region_mean(images, region), 1.0 - region)
-    return jnp.where(alone[:, None, None, None], images, _blend(images, filled[partners], region))
+    swapped = put_region(images, region, images[partners], region[partners])
+    return jnp.where(alone[:, None, None, None], images, swapped)
+
+
+def put_region(
+    images: jax.Array, region: jax.Array, others: jax.Array, others_region: jax.Array
+) -> jax.Array:
+    """Puts other images in a region: x + region * (filled - x).
+
+    `filled` is the other image with its own region's mean colour wherever it is outside its region
+    (its core, or pixels that its mask says nothing about): none of that shows.
+
+    Args:
+      images: float32 [B, H, W, C] in [0, 1].
+      region: float32 [B, H, W, 1] in [0, 1].
+      others: float32 [B, H, W, C], one for each image.
+      others_region: float32 [B, H, W, 1], the region that each of them gives.
+    """
+    filled = _blend(others, region_mean(others, others_region), 1.0 - others_region)
+    return _blend(images, filled, region)
 
 
 def random_permutation(key: jax.Array, moving: jax.Array) -> jax.Array:

@@ -10,20 +10,16 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from corm_jax.corruptions import gaussian_noise
 from corm_jax.losses.types import Batch
-from corm_jax.masks.morphology import dilate
 from corm_jax.metrics import ClassAccuracy, relative_core_sensitivity
+from corm_jax.protocol_views import ablated, core_region, noisy_pair
 from corm_jax.sharding import put_batch, replicated
 from corm_jax.steps import expand_batch
 
 Counts = dict[str, ClassAccuracy]
 EvalStep = Callable[..., Counts]  # (variables, loaded batch) -> counts
 
-# The definition dilates 15 times at 224 x 224 pixels; at other sizes the reach in proportion to
-# the image stays the same (project choice).
-DILATIONS = 15
-DILATION_IMAGE_SIZE = 224
+ABLATIONS = ("swapped_background", "grey_background", "grey_object")
 
 DEFINITIONS = {
     "clean": "accuracy on the images as they are, mean over classes",
@@ -31,8 +27,15 @@ DEFINITIONS = {
     "core": "accuracy under noise outside the core region, mean over classes and trials",
     "spurious": "accuracy under noise on the core region, mean over classes and trials",
     "rcs": "(core - spurious) / (2 min(a, 1 - a)), a = (core + spurious) / 2",
+    "swapped_background": "accuracy with all but the core region swapped for the background of an "
+    "image of another class, the same for every model, mean over classes",
+    "grey_background": "accuracy with all but the core region grey, mean over classes",
+    "grey_object": "accuracy with the core region grey, mean over classes: lower is better, chance "
+    "is 1 over the number of classes",
     "images": "images that `clean` is measured on",
-    "images_with_core": "images with a core mask, which `core` and `spurious` are measured on",
+    "images_with_core": "images with a core mask, which all but `clean` is measured on",
+    "images_swapped": "images with a core mask and a partner of another class, which "
+    "`swapped_background` is measured on",
 }
 
 
@@ -51,61 +54,6 @@ def extra_definitions(name: str, classes: int) -> dict[str, str]:
         name: f"{accuracy}, mean over classes",
         f"{name}_plain": f"{accuracy}, mean over images",
     }
-
-
-def dilations(image_size: int) -> int:
-    """Returns how often the core mask is dilated for square images of this size in pixels."""
-    return round(DILATIONS * image_size / DILATION_IMAGE_SIZE)
-
-
-def core_region(core_mask: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns the core region of the `complement` protocol.
-
-    Args:
-      core_mask: float32 [B, H, W, 1] in [0, 1].
-
-    Returns:
-      (region float32 [B, H, W, 1]: the dilated mask over its maximum; present float32 [B]: 0 where
-      the mask is empty).
-    """
-    region = dilate(core_mask, dilations(core_mask.shape[1]))
-    maximum = region.max(axis=(1, 2, 3), keepdims=True)
-    present = (maximum > 0).astype(jnp.float32)
-    return region / jnp.where(maximum > 0, maximum, 1.0), present[:, 0, 0, 0]
-
-
-def trial_keys(seed: int, ids: jax.Array, trial: jax.Array) -> jax.Array:
-    """Returns a PRNG key [B] for each image in a trial: by seed, image and trial alone."""
-    base = jax.random.key(seed)
-    return jax.vmap(lambda i: jax.random.fold_in(jax.random.fold_in(base, i), trial))(ids)
-
-
-def noisy_pair(
-    batch: Batch, region: jax.Array, *, seed: int, trial: jax.Array, sigma: float
-) -> tuple[jax.Array, jax.Array]:
-    """Returns the views of the `complement` protocol.
-
-    Args:
-      batch: an expanded batch.
-      region: float32 [B, H, W, 1], the core region.
-      seed: of the evaluation's noise.
-      trial: int32 scalar.
-      sigma: standard deviation of the noise in [0, 1] pixel units.
-
-    Returns:
-      (images with noise outside the core region, images with noise on it), each float32
-      [B, H, W, 3] in [0, 1], with the same draw of noise: the two accuracies are a paired
-      comparison. Pixels that the mask says nothing about keep their values in both.
-    """
-    keys = trial_keys(seed, batch["id"], trial)
-
-    def noisy(region: jax.Array) -> jax.Array:
-        return jax.vmap(lambda x, r, k: gaussian_noise(x, r, k, sigma=sigma))(
-            batch["image"], region, keys
-        )
-
-    valid = batch["mask_valid"]
-    return noisy(valid * (1.0 - region)), noisy(valid * region)
 
 
 def clean_protocol(model: nn.Module, config: ConfigDict) -> EvalStep:
@@ -162,9 +110,46 @@ def complement_protocol(model: nn.Module, config: ConfigDict) -> EvalStep:
     return step
 
 
+def ablations_protocol(model: nn.Module, config: ConfigDict) -> EvalStep:
+    """Counts accuracy under corruptions that no objective with noise trains on.
+
+    The object alone, on grey or before another class's background, and the background alone, the
+    object grey. Object and background are told apart by the core region of the `complement`
+    protocol, so that all columns of a table mean the same by them (project choice); the dilation
+    hides most of an object's outline as well, which a plain mask would keep in grey. A background
+    is lent by a partner (`corm_jax.data.order.partners`), its core region filled with its
+    background's mean colour. Images without core mask are left out. What a mask says nothing about
+    is left as it is.
+
+    The step takes batches whose `partner` is a loaded batch too (`corm_jax.data.pairs.pair`).
+
+    Source: the mixed-rand, only-FG and no-FG images of the Backgrounds Challenge (Xiao et al. 2020,
+    arXiv:2006.09994), which have a tile of the background, black and black where these have its
+    mean colour, grey and grey; their mixed-rand backgrounds may be of the same class.
+    """
+    del config
+
+    def step(variables: Any, batch: Batch) -> Counts:
+        batch, partner = expand_batch(batch), expand_batch(batch["partner"])
+        region, present = core_region(batch["core_mask"])
+        views, swapped = ablated(batch, partner, region)
+        everything = jnp.ones(model.num_classes, bool)
+        correct, count = _counting(model, variables, batch["label"], everything)
+        hits = jax.lax.map(correct, jnp.stack(list(views.values())))  # compiles the model once
+        weight = batch["weight"] * present
+        weights = {name: weight for name in views} | {"swapped_background": weight * swapped}
+        return {
+            name: count(correct=hit, weight=weights[name])
+            for name, hit in zip(views, hits, strict=True)
+        }
+
+    return step
+
+
 PROTOCOLS: dict[str, Callable[[nn.Module, ConfigDict], EvalStep]] = {
     "clean": clean_protocol,
     "complement": complement_protocol,
+    "ablations": ablations_protocol,
 }
 
 
@@ -194,7 +179,7 @@ def evaluate(
     Args:
       step: a protocol compiled by `make_eval_step`.
       variables: the model's.
-      batches: loaded batches; padding has weight 0.
+      batches: loaded batches, as the protocol takes them; padding has weight 0.
       mesh: where to evaluate.
 
     Returns:
@@ -211,11 +196,13 @@ def evaluate(
 
 def summarize(totals: Counts) -> dict[str, float]:
     """Turns counts into the metrics of `DEFINITIONS`."""
-    results = {
-        "clean": totals["clean"].compute(),
-        "clean_plain": totals["clean"].compute_plain(),
-        "images": totals["clean"].number(),
-    }
+    results = {}
+    if "clean" in totals:
+        results |= {
+            "clean": totals["clean"].compute(),
+            "clean_plain": totals["clean"].compute_plain(),
+            "images": totals["clean"].number(),
+        }
     if "core" in totals:
         core, spurious = totals["core"].compute(), totals["spurious"].compute()
         results |= {
@@ -224,4 +211,8 @@ def summarize(totals: Counts) -> dict[str, float]:
             "rcs": relative_core_sensitivity(core, spurious),
             "images_with_core": totals["with_core"].number(),
         }
+    if "swapped_background" in totals:
+        # What is measured on no image, such as a swap where all are of one class, is left out.
+        results |= {n: totals[n].compute() for n in ABLATIONS if totals[n].number()}
+        results["images_swapped"] = totals["swapped_background"].number()
     return results

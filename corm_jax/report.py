@@ -18,14 +18,9 @@ from ml_collections import ConfigDict
 
 import corm_jax
 from corm_jax.errors import UserError
-from corm_jax.evaluate import (
-    DEFINITIONS,
-    core_region,
-    dilations,
-    extra_definitions,
-    noisy_pair,
-)
+from corm_jax.evaluate import ABLATIONS, DEFINITIONS, extra_definitions
 from corm_jax.files import read_json, replacing, write_json
+from corm_jax.protocol_views import ablated, core_region, dilations, noisy_pair
 from corm_jax.steps import expand_batch
 
 matplotlib.use("agg")
@@ -35,7 +30,7 @@ PACKAGES = (
     *("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets"),
     *("ml_collections", "clu", "numpy"),
 )
-SUMMARY_KEYS = ("clean", "core", "spurious", "rcs", "counterfactual")
+SUMMARY_KEYS = ("clean", "core", "spurious", "rcs", *ABLATIONS, "counterfactual")
 
 
 def results(
@@ -160,13 +155,13 @@ def weighted_values(
 
 
 def draw_examples(
-    path: Path, batch: dict[str, np.ndarray], class_names: Sequence[str], config: ConfigDict
+    path: Path, batch: dict[str, Any], class_names: Sequence[str], config: ConfigDict
 ) -> None:
-    """Draws validation images, their core masks and the noisy views that the metrics use.
+    """Draws validation images, their core masks and the views that the metrics use.
 
     Args:
       path: PNG file to write.
-      batch: as loaded for evaluation.
+      batch: as loaded for the `ablations` protocol.
       class_names: names of the labels.
       config: the run's.
     """
@@ -177,17 +172,22 @@ def draw_examples(
     _, firsts = np.unique(batch["label"][masked], return_index=True)
     order = np.concatenate([np.sort(firsts), np.setdiff1d(np.arange(len(masked)), firsts)])
     chosen = masked[order[:EXAMPLES]]
-    batch = expand_batch({key: jnp.asarray(value[chosen]) for key, value in batch.items()})
+    batch = jax.tree.map(lambda value: jnp.asarray(value[chosen]), batch)
+    batch, partner = expand_batch(batch), expand_batch(batch["partner"])
     region, _ = core_region(batch["core_mask"])
     core, spurious = noisy_pair(
         batch, region, seed=config.eval.seed, trial=jnp.asarray(0), sigma=config.eval.sigma
     )
+    views, _ = ablated(batch, partner, region)
     rows = {
         "image": batch["image"],
         "core mask": batch["core_mask"],
         "core region\n(dilated)": region,
         "core accuracy:\nnoise outside": core,
         "spurious accuracy:\nnoise on it": spurious,
+        "background\nswapped": views["swapped_background"],
+        "background\ngrey": views["grey_background"],
+        "object\ngrey": views["grey_object"],
     }
     figure = Figure(figsize=(1.5 * len(chosen) + 1.2, 1.5 * len(rows) + 0.4), layout="constrained")
     axes = figure.subplots(len(rows), len(chosen), squeeze=False)
@@ -233,18 +233,19 @@ def _finished_row(workdir: Path) -> dict[str, Any]:
 def format_table(rows: list[dict[str, Any]]) -> str:
     """Returns runs as a table; accuracies in percent."""
     keys = list(dict.fromkeys(k for row in rows for k in row if k not in ("objective", "seconds")))
-    widths = [max(14, len(key)) for key in keys]
-    header = [f"{key:>{width}}" for key, width in zip(keys, widths, strict=True)]
-    first = max(14, *(len(row["objective"]) for row in rows))
-    lines = ["  ".join([f"{'objective':<{first}}", *header, f"{'seconds':>14}"])]
+    lines = [["objective", *keys, "seconds"]]
     for row in rows:
-        cells = [f"{row['objective']:<{first}}"]
-        for key, width in zip(keys, widths, strict=True):
-            value = row.get(key, float("nan"))
-            shown = f"{value:.3f}" if key == "rcs" else f"{100 * value:.1f}%"
-            cells.append(f"{shown:>{width}}")
-        lines.append("  ".join([*cells, f"{row['seconds']:>14.0f}"]))
-    return "\n".join(lines)
+        values = {key: row.get(key, float("nan")) for key in keys}
+        cells = [f"{v:.3f}" if k == "rcs" else f"{100 * v:.1f}%" for k, v in values.items()]
+        lines.append([row["objective"], *cells, f"{row['seconds']:.0f}"])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(
+            f"{cell:>{width}}" if place else f"{cell:<{width}}"
+            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in lines
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -263,6 +264,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(format_table(rows))
+    if any("grey_object" in row for row in rows):
+        print("\ngrey_object: lower is better")
     print("\npictures:")
     for path in arguments.workdirs:
         print(f"  {path}/examples.png  {path}/curves.png")

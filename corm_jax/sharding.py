@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from corm_jax.errors import UserError
@@ -72,9 +71,14 @@ def state_shardings(abstract_state: Any, mesh: Mesh) -> Any:
     return jax.tree.map(rule, abstract_state)
 
 
-def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Places this process's part of a batch on its devices as part of the global batch."""
+def put_batch(batch: dict[str, Any], mesh: Mesh) -> dict[str, Any]:
+    """Places this process's part of a batch on its devices as part of the global batch.
+
+    Args:
+      batch: numpy arrays whose first axis is the examples', in a tree.
+      mesh: from `create_mesh`.
+    """
     sharding = batch_sharding(mesh)
-    return {
-        key: jax.make_array_from_process_local_data(sharding, value) for key, value in batch.items()
-    }
+    return jax.tree.map(
+        lambda value: jax.make_array_from_process_local_data(sharding, value), batch
+    )

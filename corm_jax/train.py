@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
 import logging
 import math
 import time
@@ -13,25 +12,18 @@ import flax.linen as nn
 import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 from corm_jax import report
 from corm_jax.checkpoint import Checkpoints
 from corm_jax.config import check_config, refuse_other_config
-from corm_jax.data.dataset import (
-    Dataset,
-    evaluation_loader,
-    occurring_classes,
-    open_dataset,
-    training_loader,
-)
-from corm_jax.data.pipeline import Loader, Split
+from corm_jax.data.dataset import Dataset, open_dataset, training_loader
+from corm_jax.data.pipeline import Loader
 from corm_jax.description import Description
 from corm_jax.errors import UserError
-from corm_jax.evaluate import PROTOCOLS, EvalStep, evaluate, make_eval_step
 from corm_jax.files import read_json, write_json
 from corm_jax.models import create_model
 from corm_jax.progress import History, ProgressLine, SilentTerms
+from corm_jax.run_evaluation import RunEvaluation
 from corm_jax.sharding import create_mesh, put_batch
 from corm_jax.state import TrainState, abstract_state, create_state
 from corm_jax.steps import make_train_step
@@ -44,17 +36,14 @@ class Setup:
     """What a run is made of."""
 
     config: ConfigDict
-    workdir: Path
     dataset: Dataset
     mesh: Mesh
     model: nn.Module
-    shard: tuple[int, int]
     training: Loader
-    complement: EvalStep
-    clean: EvalStep
+    evaluation: RunEvaluation
 
 
-def set_up(config: ConfigDict, workdir: Path) -> Setup:
+def set_up(config: ConfigDict) -> Setup:
     """Checks the config and opens the data; writes nothing but prepared embedded data.
 
     Raises:
@@ -75,14 +64,11 @@ def set_up(config: ConfigDict, workdir: Path) -> Setup:
     shard = (jax.process_index(), jax.process_count())
     return Setup(
         config=config,
-        workdir=workdir,
         dataset=dataset,
         mesh=mesh,
         model=model,
-        shard=shard,
         training=training_loader(config, dataset.train, shard),
-        complement=make_eval_step(PROTOCOLS["complement"](model, config), mesh),
-        clean=make_eval_step(PROTOCOLS["clean"](model, config), mesh),
+        evaluation=RunEvaluation(config, dataset, model, mesh, shard),
     )
 
 
@@ -106,7 +92,7 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     if finished.exists():
         logger.info("%s is finished; remove it to train again", workdir)
         return read_json(finished)
-    setup = set_up(config, workdir)
+    setup = set_up(config)
     abstract = abstract_state(config, setup.model, setup.mesh)
     write_json(workdir / "config.json", config.to_dict())
     write_json(workdir / "model.json", _describe(setup).to_json())
@@ -128,16 +114,19 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
             checkpoints.wait()  # for a save in the background, which the exit would cut off
             raise
         checkpoints.close()
-    metrics, extra, skipped = _final_metrics(setup, state)
+    final = setup.evaluation.final(state.eval_variables())
     results = report.results(
         config,
-        metrics=metrics,
-        extra=extra,
+        metrics=final.metrics,
+        extra=final.extra,
         seconds=run["seconds"],
-        skipped=[*run["skipped"].values(), *skipped],
+        skipped=[*run["skipped"].values(), *final.skipped],
         counts=setup.dataset.counts,
     )
-    _draw(setup, history, metrics)
+    report.draw_curves(workdir / "curves.png", history.records, final.metrics, config)
+    report.draw_examples(
+        workdir / "examples.png", final.examples, setup.dataset.class_names, config
+    )
     write_json(finished, results)
     return results
 
@@ -222,14 +211,7 @@ def _loop(
         measured = None
         if evaluate_now:
             progress.finish()
-            measured, _ = _evaluate(
-                setup,
-                state,
-                setup.complement,
-                "validation",
-                setup.dataset.validation,
-                config.eval.subset,
-            )
+            measured = setup.evaluation.on_subset(state.eval_variables())
             history.write(step, {f"validation/{name}": v for name, v in measured.items()})
             progress.note(
                 f"step {step}: on {measured['images']:.0f} validation images: "
@@ -260,53 +242,3 @@ def _fetch_finite(pending: list[tuple[int, dict[str, jax.Array]]]) -> dict[str, 
                 )
     pending.clear()
     return scalars
-
-
-def _evaluate(
-    setup: Setup, state: TrainState, protocol: EvalStep, name: str, split: Split, size: int = 0
-) -> tuple[dict[str, float], list[str]]:
-    """Returns (metrics, where the images are that could not be decoded)."""
-    loader, count = evaluation_loader(setup.config, split, setup.shard, size)
-    batches = tqdm(
-        loader.batches(0, count),
-        total=count,
-        desc=f"evaluating on {name}",
-        unit="batch",
-        leave=False,
-        disable=None,  # no bar in a log file
-    )
-    metrics = evaluate(protocol, state.eval_variables(), batches, setup.mesh)
-    return metrics, list(loader.skipped.values())
-
-
-def _final_metrics(
-    setup: Setup, state: TrainState
-) -> tuple[dict[str, float], dict[str, dict[str, float]], list[str]]:
-    """Evaluates on all of the validation split and of the extra sets.
-
-    Returns:
-      (metrics of the validation split, of each extra set with its number of `classes`, where the
-      images are that could not be decoded).
-    """
-    dataset = setup.dataset
-    logger.info("evaluating on %d validation images", len(dataset.validation.images))
-    metrics, skipped = _evaluate(setup, state, setup.complement, "validation", dataset.validation)
-    extra = {}
-    for name, split in dataset.extra.items():
-        logger.info("evaluating on %d images of %s", len(split.images), name)
-        classes = occurring_classes(name, split)
-        protocol = functools.partial(setup.clean, classes=classes)
-        extra[name], more = _evaluate(setup, state, protocol, name, split)
-        extra[name]["classes"] = int(classes.sum())
-        skipped += more
-    return metrics, extra, skipped
-
-
-def _draw(setup: Setup, history: History, metrics: dict[str, float]) -> None:
-    """Writes curves.png and examples.png."""
-    report.draw_curves(setup.workdir / "curves.png", history.records, metrics, setup.config)
-    loader, _ = evaluation_loader(setup.config, setup.dataset.validation, setup.shard)
-    batch = next(loader.batches(0, 1))
-    report.draw_examples(
-        setup.workdir / "examples.png", batch, setup.dataset.class_names, setup.config
-    )

@@ -3,41 +3,24 @@
 import math
 from functools import partial
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from evaluating import Linear, batches, mesh_of
 from ml_collections import ConfigDict
 from scipy import ndimage
 
-from corm_jax.evaluate import (
-    PROTOCOLS,
-    core_region,
-    dilate,
-    dilations,
-    evaluate,
-    make_eval_step,
-    noisy_pair,
-)
-from corm_jax.sharding import create_mesh, put_batch
+from corm_jax.evaluate import PROTOCOLS, evaluate, make_eval_step
+from corm_jax.masks.morphology import dilate
+from corm_jax.protocol_views import core_region, dilations, noisy_pair
+from corm_jax.sharding import put_batch
 from corm_jax.steps import expand_batch
 
 SIZE, CLASSES, IMAGES, TRIALS, SIGMA, SEED = 24, 3, 19, 3, 0.25, 5
 CONFIG = ConfigDict({"eval": {"seed": SEED, "trials": TRIALS, "sigma": SIGMA}})
 PLUS = np.zeros((5, 5), bool)
 PLUS[2, :] = PLUS[:, 2] = True
-
-
-class Linear(nn.Module):
-    """Logits linear in the pixels."""
-
-    num_classes: int
-
-    @nn.compact
-    def __call__(self, images, *, train):
-        assert not train
-        return nn.Dense(self.num_classes)(images.reshape(len(images), -1)), {}
 
 
 @pytest.fixture(scope="module")
@@ -74,18 +57,6 @@ def examples(kernel):
         "mask_window": windows,
         "core_mask": masks,
     }
-
-
-def batches(examples, size):
-    """Cuts examples into batches; repeats the last with weight 0 to fill the last batch."""
-    for start in range(0, IMAGES, size):
-        places = np.arange(start, start + size)
-        batch = {key: value[np.minimum(places, IMAGES - 1)] for key, value in examples.items()}
-        yield {**batch, "weight": (places < IMAGES).astype(np.float32)}
-
-
-def mesh_of(devices):
-    return create_mesh(-1, 1, jax.devices()[:devices])
 
 
 def noise_of(identity, trial):

@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from corm_jax.command_line import check_overrides, load_config
 from corm_jax.errors import UserError
-from corm_jax.evaluate import DEFINITIONS, extra_definitions
+from corm_jax.evaluate import ABLATIONS, DEFINITIONS, extra_definitions
 from corm_jax.losses.presets import PRESETS
 
 
@@ -47,7 +47,8 @@ def test_a_run_from_start_to_end_and_after(tmp_path: Path, shapes_data_dir: Path
     for line, pattern in zip(lines, expected, strict=True):
         assert re.fullmatch(pattern, line), line
     assert output.splitlines()[0].split() == [
-        *("objective", "clean", "core", "spurious", "rcs", "counterfactual", "seconds")
+        *("objective", "clean", "core", "spurious", "rcs"),
+        *("swapped_background", "grey_background", "grey_object", "counterfactual", "seconds"),
     ]
     assert output.splitlines()[1].startswith("corm ")
 
@@ -55,7 +56,8 @@ def test_a_run_from_start_to_end_and_after(tmp_path: Path, shapes_data_dir: Path
     results = json.loads((workdir / "results.json").read_text())
     metrics = results["metrics"]
     assert metrics["images"] == metrics["images_with_core"] == 48
-    for name in ("clean", "clean_plain", "core", "spurious", "counterfactual"):
+    assert metrics["images_swapped"] == 48
+    for name in ("clean", "clean_plain", "core", "spurious", *ABLATIONS, "counterfactual"):
         assert 0 <= metrics[name] <= 1
     assert results["definitions"] == DEFINITIONS | extra_definitions("counterfactual", 6)
     assert results["definitions"].keys() == metrics.keys()
@@ -67,7 +69,7 @@ def test_a_run_from_start_to_end_and_after(tmp_path: Path, shapes_data_dir: Path
     config = json.loads((workdir / "config.json").read_text())
     assert config["train"]["steps"] == 12
     assert config["data"]["image_size"] == 16
-    for name, (width, height) in {"curves.png": (1430, 440), "examples.png": (1452, 869)}.items():
+    for name, (width, height) in {"curves.png": (1430, 440), "examples.png": (1452, 1364)}.items():
         with Image.open(workdir / name) as picture:
             assert picture.size == (width, height)
             assert len(np.unique(np.asarray(picture.convert("L")))) > 50

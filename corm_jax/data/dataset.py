@@ -188,6 +188,23 @@ def evaluation_loader(
     return loader, -(-len(indices) // config.eval.batch_size)
 
 
+def read_labels(name: str, images: pipeline.ImageSource, indices: Sequence[int]) -> np.ndarray:
+    """Returns the labels of images, int64 [len(indices)]; reads them.
+
+    Args:
+      name: of the split, for the progress bar.
+      images: the split's.
+      indices: of the images.
+    """
+    labels = np.empty(len(indices), np.int64)
+    with tqdm(total=len(indices), desc=f"classes of {name}", leave=False, disable=None) as bar:
+        for start in range(0, len(indices), 256):
+            part = indices[start : start + 256]
+            labels[start : start + len(part)] = [label for _, label in images.read(part)]
+            bar.update(len(part))
+    return labels
+
+
 def occurring_classes(name: str, split: pipeline.Split) -> np.ndarray:
     """Returns bool [C]: the classes that images of a split have; reads all of them.
 
@@ -195,13 +212,8 @@ def occurring_classes(name: str, split: pipeline.Split) -> np.ndarray:
       name: of the split, for the progress bar.
       split: the images.
     """
-    images = split.images
-    occurs = np.zeros(len(images.class_names), bool)
-    with tqdm(total=len(images), desc=f"classes of {name}", leave=False, disable=None) as bar:
-        for start in range(0, len(images), 256):
-            indices = range(start, min(start + 256, len(images)))
-            occurs[[label for _, label in images.read(indices)]] = True
-            bar.update(len(indices))
+    occurs = np.zeros(len(split.images.class_names), bool)
+    occurs[read_labels(name, split.images, range(len(split.images)))] = True
     return occurs
 
 

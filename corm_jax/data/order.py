@@ -62,3 +62,26 @@ def subset(count: int, size: int) -> np.ndarray:
     if not 0 < size < count:
         return np.arange(count)
     return np.random.default_rng(EVALUATION_SUBSET_SEED).permutation(count)[:size]
+
+
+def partners(labels: np.ndarray, ids: np.ndarray, *, seed: int) -> np.ndarray:
+    """Returns int64 [N], for each example the index of one of another class.
+
+    Drawn uniformly and independently by seed and example alone; an example is its own partner where
+    all are of one class.
+
+    Args:
+      labels: int [N], classes.
+      ids: int [N], what tells the examples apart.
+      seed: of the draws.
+    """
+    by_class = np.argsort(labels, kind="stable")
+    first, last = (np.searchsorted(labels[by_class], labels, side) for side in ("left", "right"))
+    others = len(labels) - (last - first)
+    found = np.arange(len(labels))
+    for index in np.flatnonzero(others):
+        # A place in the sorted list without the example's own class.
+        place = np.random.default_rng((seed, ids[index])).integers(others[index])
+        skipped = last[index] - first[index] if place >= first[index] else 0
+        found[index] = by_class[place + skipped]
+    return found

@@ -149,7 +149,7 @@ class Loader:
         raw = {
             "image_bytes": np.array([data for data, _ in encoded], object),
             "label": np.array([label for _, label in encoded], np.int32),
-            "id": np.array([_identity(images.file_names[i]) for i in chosen.indices], np.uint32),
+            "id": np.array([identity(images.file_names[i]) for i in chosen.indices], np.uint32),
             "position": chosen.positions,
             "weight": chosen.weights.copy(),
             "has_mask": has_mask.astype(np.float32),
@@ -246,5 +246,6 @@ class Loader:
         check_aspect(frame, mask.shape[:2], what, f"its frame in image {image}")
 
 
-def _identity(file_name: bytes) -> int:
+def identity(file_name: bytes) -> int:
+    """Returns an image's `id` in batches, below 2^32."""
     return int.from_bytes(hashlib.blake2b(file_name, digest_size=4).digest(), "little")

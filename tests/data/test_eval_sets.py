@@ -95,6 +95,10 @@ def test_a_run_reports_each_set(config: ConfigDict, tmp_path: Path) -> None:
     }
     metrics = results["metrics"]
     assert metrics["images"] == 4  # of the validation split alone
+    # One of them has a mask: there is no other class to swap its background with.
+    assert metrics["images_with_core"] == 1
+    assert metrics["images_swapped"] == 0
+    assert "swapped_background" not in metrics
     # Among the one class that occurs there, each prediction is right.
     assert metrics["imagenet_a"] == metrics["imagenet_a_plain"] == 1.0
     # The same image twice, of two classes: one of the two predictions is right.

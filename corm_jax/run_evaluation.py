@@ -1,0 +1,103 @@
+"""What a run measures of its model: now and then on a subset, at the end on everything."""
+
+import functools
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import flax.linen as nn
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from corm_jax.data.dataset import Dataset, evaluation_loader, occurring_classes
+from corm_jax.data.pairs import PairedLoader, pair
+from corm_jax.data.pipeline import Loader
+from corm_jax.evaluate import PROTOCOLS, EvalStep, evaluate, make_eval_step
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Final:
+    """What is known at the end of a run.
+
+    Attributes:
+      metrics: of the validation split.
+      extra: of each extra set, with its number of `classes`.
+      skipped: where the images are that could not be decoded.
+      examples: a batch of the validation split, as the `ablations` protocol takes it.
+    """
+
+    metrics: dict[str, float]
+    extra: dict[str, dict[str, float]]
+    skipped: list[str]
+    examples: dict[str, Any]
+
+
+class RunEvaluation:
+    """Evaluates the model of a run on its data set."""
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        dataset: Dataset,
+        model: nn.Module,
+        mesh: Mesh,
+        shard: tuple[int, int],
+    ) -> None:
+        """Prepares the protocols; each is compiled when it is first used.
+
+        Args:
+          config: the run's.
+          dataset: what to evaluate on.
+          model: maps images to (logits, intermediates).
+          mesh: where to evaluate.
+          shard: (index, count) of this host.
+        """
+        self._config, self._dataset, self._mesh, self._shard = config, dataset, mesh, shard
+        self._steps = {
+            name: make_eval_step(protocol(model, config), mesh)
+            for name, protocol in PROTOCOLS.items()
+        }
+
+    def on_subset(self, variables: Any) -> dict[str, float]:
+        """Returns the metrics of the `complement` protocol on `config.eval.subset` images."""
+        loader, count = evaluation_loader(
+            self._config, self._dataset.validation, self._shard, self._config.eval.subset
+        )
+        return self._evaluate(self._steps["complement"], variables, loader, count, "validation")
+
+    def final(self, variables: Any) -> Final:
+        """Evaluates on all of the validation split and of the extra sets."""
+        dataset = self._dataset
+        logger.info("evaluating on %d validation images", len(dataset.validation.images))
+        loader, count = evaluation_loader(self._config, dataset.validation, self._shard)
+        metrics = self._evaluate(self._steps["complement"], variables, loader, count, "validation")
+        pairs = pair(self._config, loader)
+        metrics |= self._evaluate(
+            self._steps["ablations"], variables, pairs, count, "other backgrounds"
+        )
+        skipped, extra = list(loader.skipped.values()), {}
+        for name, split in dataset.extra.items():
+            logger.info("evaluating on %d images of %s", len(split.images), name)
+            classes = occurring_classes(name, split)
+            protocol = functools.partial(self._steps["clean"], classes=classes)
+            loader, count = evaluation_loader(self._config, split, self._shard)
+            extra[name] = self._evaluate(protocol, variables, loader, count, name)
+            extra[name]["classes"] = int(classes.sum())
+            skipped += loader.skipped.values()
+        return Final(metrics, extra, skipped, examples=next(pairs.batches(0, 1)))
+
+    def _evaluate(
+        self, step: EvalStep, variables: Any, loader: Loader | PairedLoader, count: int, name: str
+    ) -> dict[str, float]:
+        batches = tqdm(
+            loader.batches(0, count),
+            total=count,
+            desc=f"evaluating on {name}",
+            unit="batch",
+            leave=False,
+            disable=None,  # no bar in a log file
+        )
+        return evaluate(step, variables, batches, self._mesh)
