@@ -18,6 +18,8 @@ from corm_jax.steps import expand_batch
 
 Counts = dict[str, ClassAccuracy]
 EvalStep = Callable[..., Counts]  # (variables, loaded batch) -> counts
+# As jax.lax.scan; a model that is not jax's, which no compiled loop can hold, takes a plain one.
+Scan = Callable[[Callable[[Any, Any], tuple[Any, Any]], Any, jax.Array], tuple[Any, Any]]
 
 ABLATIONS = ("swapped_background", "grey_background", "grey_object")
 
@@ -56,41 +58,45 @@ def extra_definitions(name: str, classes: int) -> dict[str, str]:
     }
 
 
-def clean_protocol(model: nn.Module, config: ConfigDict) -> EvalStep:
+def clean_protocol(model: nn.Module, config: ConfigDict, scan: Scan = jax.lax.scan) -> EvalStep:
     """Counts clean accuracy alone.
 
     The step takes a third argument, classes bool [C]: those that a prediction is taken among. As
     published for ImageNet-A and ImageNet-R (Hendrycks et al. 2021, arXiv:1907.07174 and
     arXiv:2006.16241), which have 200 of ImageNet's 1000 classes.
     """
-    del config
+    del config, scan
 
     def step(variables: Any, batch: Batch, classes: jax.Array) -> Counts:
-        batch = expand_batch(batch)
+        batch = jax.jit(expand_batch)(batch)
         correct, count = _counting(model, variables, batch["label"], classes)
         return {"clean": count(correct=correct(batch["image"]), weight=batch["weight"])}
 
     return step
 
 
-def complement_protocol(model: nn.Module, config: ConfigDict) -> EvalStep:
+def complement_protocol(
+    model: nn.Module, config: ConfigDict, scan: Scan = jax.lax.scan
+) -> EvalStep:
     """Counts clean, core and spurious accuracy by the `complement` definition.
 
     The core region is the core mask, dilated (see `dilations`) and divided by its maximum; core
     accuracy has noise outside it, spurious accuracy on it. Images without core mask are left out
     of both. What a mask says nothing about is left as it is (project choice).
     """
-    seed, trials, sigma = config.eval.seed, config.eval.trials, config.eval.sigma
+    trials = config.eval.trials
+    # Compiled also where the step as a whole is not.
+    noisy = jax.jit(partial(noisy_pair, seed=config.eval.seed, sigma=config.eval.sigma))
 
     def step(variables: Any, batch: Batch) -> Counts:
-        batch = expand_batch(batch)
-        region, present = core_region(batch["core_mask"])
+        batch = jax.jit(expand_batch)(batch)
+        region, present = jax.jit(core_region)(batch["core_mask"])
         everything = jnp.ones(model.num_classes, bool)
         correct, count = _counting(model, variables, batch["label"], everything)
         weight = batch["weight"] * present
 
         def one(totals: Counts, trial: jax.Array) -> tuple[Counts, None]:
-            core, spurious = noisy_pair(batch, region, seed=seed, trial=trial, sigma=sigma)
+            core, spurious = noisy(batch, region, trial=trial)
             counts = {
                 "core": count(correct=correct(core), weight=weight),
                 "spurious": count(correct=correct(spurious), weight=weight),
@@ -99,7 +105,7 @@ def complement_protocol(model: nn.Module, config: ConfigDict) -> EvalStep:
 
         zeros = jnp.zeros(model.num_classes, jnp.float32)
         empty = {name: ClassAccuracy(zeros, zeros) for name in ("core", "spurious")}
-        totals, _ = jax.lax.scan(one, empty, jnp.arange(trials))
+        totals, _ = scan(one, empty, jnp.arange(trials))
         clean = correct(batch["image"])
         return {
             "clean": count(correct=clean, weight=batch["weight"]),
@@ -110,7 +116,7 @@ def complement_protocol(model: nn.Module, config: ConfigDict) -> EvalStep:
     return step
 
 
-def ablations_protocol(model: nn.Module, config: ConfigDict) -> EvalStep:
+def ablations_protocol(model: nn.Module, config: ConfigDict, scan: Scan = jax.lax.scan) -> EvalStep:
     """Counts accuracy under corruptions that no objective with noise trains on.
 
     The object alone, on grey or before another class's background, and the background alone, the
@@ -130,12 +136,13 @@ def ablations_protocol(model: nn.Module, config: ConfigDict) -> EvalStep:
     del config
 
     def step(variables: Any, batch: Batch) -> Counts:
-        batch, partner = expand_batch(batch), expand_batch(batch["partner"])
-        region, present = core_region(batch["core_mask"])
-        views, swapped = ablated(batch, partner, region)
+        batch, partner = jax.jit(expand_batch)(batch), jax.jit(expand_batch)(batch["partner"])
+        region, present = jax.jit(core_region)(batch["core_mask"])
+        views, swapped = jax.jit(ablated)(batch, partner, region)
         everything = jnp.ones(model.num_classes, bool)
         correct, count = _counting(model, variables, batch["label"], everything)
-        hits = jax.lax.map(correct, jnp.stack(list(views.values())))  # compiles the model once
+        # A loop compiles the model once.
+        _, hits = scan(lambda _, view: (None, correct(view)), None, jnp.stack(list(views.values())))
         weight = batch["weight"] * present
         weights = {name: weight for name in views} | {"swapped_background": weight * swapped}
         return {
@@ -146,7 +153,7 @@ def ablations_protocol(model: nn.Module, config: ConfigDict) -> EvalStep:
     return step
 
 
-PROTOCOLS: dict[str, Callable[[nn.Module, ConfigDict], EvalStep]] = {
+PROTOCOLS: dict[str, Callable[..., EvalStep]] = {  # (model, config, scan=...) -> step
     "clean": clean_protocol,
     "complement": complement_protocol,
     "ablations": ablations_protocol,

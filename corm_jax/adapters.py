@@ -1,0 +1,191 @@
+"""PyTorch models behind the interface of ours, for evaluation: timm's and torchvision's.
+
+The protocols of `corm_jax.evaluate` run on them: jax draws the views, compiled, the very same ones
+as for our models, and PyTorch classifies them on its own device, between the compiled parts. (A
+callback from within a compiled step deadlocks on processors with few cores and on several devices.)
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from corm_jax import state_dicts
+from corm_jax.errors import UserError, lookup, nearest
+from corm_jax.evaluate import PROTOCOLS, EvalStep
+from corm_jax.models.normalizer import Statistics
+from corm_jax.torch_weights import check_fit
+
+
+class TorchModel:
+    """A PyTorch classifier on images in [0, 1].
+
+    Attributes:
+      num_classes: number of logits.
+      statistics: mean and standard deviation of the input normaliser.
+    """
+
+    def __init__(
+        self, module: Any, *, num_classes: int, statistics: Statistics, device: str
+    ) -> None:
+        """Wraps a `torch.nn.Module` in its evaluation mode.
+
+        Args:
+          module: maps normalised images float32 [B, 3, H, W] to logits [B, num_classes].
+          num_classes: number of logits.
+          statistics: of the input normaliser.
+          device: PyTorch's name of where to run it, such as "cpu" or "cuda:0".
+        """
+        self._module = module.to(device).eval()
+        self._device = device
+        self.num_classes = num_classes
+        self.statistics = statistics
+
+    def logits(self, images: Any) -> np.ndarray:
+        """Classifies images.
+
+        Args:
+          images: float32 [B, H, W, 3] in [0, 1], numpy's or jax's.
+
+        Returns:
+          float32 [B, num_classes].
+        """
+        import torch
+
+        mean, std = (np.asarray(values, np.float32) for values in self.statistics)
+        normalized = (np.asarray(images, np.float32) - mean) / std
+        with torch.inference_mode():
+            inputs = torch.from_numpy(normalized).permute(0, 3, 1, 2).contiguous()
+            return self._module(inputs.to(self._device)).float().cpu().numpy()
+
+    def apply(
+        self, variables: Any, images: jax.Array, *, train: bool
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Classifies images as `flax.linen.Module.apply` does, but not under jit.
+
+        Args:
+          variables: ignored: the weights are PyTorch's; pass {}.
+          images: float32 [B, H, W, 3] in [0, 1].
+          train: must be False.
+
+        Returns:
+          (logits float32 [B, num_classes], {}).
+        """
+        del variables
+        if train:
+            raise ValueError("a PyTorch model is for evaluation only")
+        return jnp.asarray(self.logits(images)), {}
+
+
+def make_eval_step(protocol: str, model: TorchModel, config: ConfigDict) -> EvalStep:
+    """Makes the step of a protocol for a PyTorch model; see `corm_jax.evaluate.evaluate`.
+
+    Args:
+      protocol: a key of `corm_jax.evaluate.PROTOCOLS`.
+      model: the model; its variables are {}.
+      config: with `eval`.
+
+    Raises:
+      UserError: for an unknown protocol; names the nearest one.
+    """
+    return lookup(PROTOCOLS, protocol, "protocol")(model, config, scan=_loop)
+
+
+def _loop(
+    step: Callable[[Any, jax.Array], tuple[Any, Any]], carry: Any, values: jax.Array
+) -> tuple[Any, Any]:
+    """Does what `jax.lax.scan` does, uncompiled."""
+    outputs = []
+    for value in values:
+        carry, output = step(carry, value)
+        outputs.append(output)
+    return carry, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)
+
+
+def load(
+    name: str, *, weights: Path | None, num_classes: int, image_size: int, device: str
+) -> TorchModel:
+    """Loads a PyTorch model.
+
+    Args:
+      name: "timm:NAME" or "torchvision:NAME"; without a library it is timm's.
+      weights: state dict of the model, of a format of `corm_jax.state_dicts`; its own normaliser
+        is used if it has one. None for random weights.
+      num_classes: number of logits.
+      image_size: height and width of its images in pixels.
+      device: PyTorch's name of where to run it, such as "cpu" or "cuda:0".
+
+    Raises:
+      UserError: if the library, the model or the file is not there, the model does not take such
+        images, or the weights do not fit; names every wrong key at once.
+    """
+    library, _, own_name = name.rpartition(":")
+    create = lookup(LIBRARIES, library or "timm", "library of models")
+    module, statistics = create(own_name, num_classes, image_size)
+    if weights is not None:
+        state, own = state_dicts.read(weights)
+        statistics = own or statistics
+        try:
+            _load_state(module, state)
+        except UserError as error:
+            raise UserError(f"{weights} as {name}: {error}") from error
+    model = TorchModel(module, num_classes=num_classes, statistics=statistics, device=device)
+    try:
+        shape = model.logits(np.zeros((1, image_size, image_size, 3), np.float32)).shape
+    except (RuntimeError, ValueError, AssertionError) as error:  # PyTorch has no class for it
+        raise UserError(f"{name} takes no images of {image_size} pixels: {error}") from error
+    if shape != (1, num_classes):
+        raise UserError(f"{name} gives no {num_classes} logits an image, but {shape}")
+    return model
+
+
+def _load_state(module: Any, state: state_dicts.State) -> None:
+    import torch
+
+    expected = {key: tuple(value.shape) for key, value in module.state_dict().items()}
+    check_fit(expected, {key: value.shape for key, value in state.items()})
+    module.load_state_dict({key: torch.tensor(value) for key, value in state.items()})
+
+
+def _timm(name: str, num_classes: int, image_size: int) -> tuple[Any, Statistics]:
+    try:
+        import timm
+    except ImportError as error:
+        raise UserError(f"timm's {name} needs timm: pip install 'corm_jax[torch]'") from error
+    if not timm.is_model(name):
+        raise UserError(f"timm has no model {name!r}{nearest(name, timm.list_models())}")
+    module = timm.create_model(name, num_classes=num_classes)
+    expected = module.pretrained_cfg["input_size"][-1]
+    if image_size != expected and module.pretrained_cfg["fixed_input_size"]:
+        module = timm.create_model(name, num_classes=num_classes, img_size=image_size)
+    cfg = module.pretrained_cfg
+    return module, Statistics(tuple(cfg["mean"]), tuple(cfg["std"]))
+
+
+def _torchvision(name: str, num_classes: int, image_size: int) -> tuple[Any, Statistics]:
+    try:
+        from torchvision import models
+    except ImportError as error:
+        raise UserError(
+            f"torchvision's {name} needs torchvision: pip install 'corm_jax[torch]'"
+        ) from error
+    known = models.list_models(module=models)
+    if name not in known:
+        raise UserError(f"torchvision has no model {name!r}{nearest(name, known)}")
+    module = models.get_model(name, weights=None, num_classes=num_classes)
+    if getattr(module, "image_size", image_size) != image_size:  # of vision transformers
+        module = models.get_model(
+            name, weights=None, num_classes=num_classes, image_size=image_size
+        )
+    transforms = models.get_model_weights(name).DEFAULT.transforms()
+    return module, Statistics(tuple(transforms.mean), tuple(transforms.std))
+
+
+LIBRARIES: dict[str, Callable[[str, int, int], tuple[Any, Statistics]]] = {
+    "timm": _timm,
+    "torchvision": _torchvision,
+}

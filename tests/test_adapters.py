@@ -1,0 +1,166 @@
+"""PyTorch models behind our interface: the same logits, the same counts by the same protocols."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from torch_models import import_timm, import_torchvision, randomize
+
+from corm_jax import adapters
+from corm_jax.errors import UserError
+from corm_jax.evaluate import PROTOCOLS, evaluate, make_eval_step
+from corm_jax.models import create_model
+from corm_jax.models.normalizer import IMAGENET, INCEPTION
+from corm_jax.sharding import create_mesh
+from corm_jax.state_dicts import encode
+from corm_jax.torch_weights import to_flax
+
+torch = pytest.importorskip("torch")
+torchvision = import_torchvision()
+timm = import_timm()
+
+SIZE, CLASSES, IMAGES = 32, 3, 16
+CONFIG = ConfigDict({"eval": {"seed": 5, "trials": 3, "sigma": 0.25}})
+
+
+def native(library: str, name: str) -> Any:
+    """A model of a library with random weights, always the same ones."""
+    if library == "timm":
+        return randomize(timm.create_model(name, num_classes=CLASSES))
+    return randomize(torchvision.models.get_model(name, weights=None, num_classes=CLASSES))
+
+
+def save(path: Path, module: Any, **more: np.ndarray) -> Path:
+    state = {key: value.numpy() for key, value in module.state_dict().items()}
+    path.write_bytes(encode({**state, **more}, path.suffix))
+    return path
+
+
+def load(name: str, weights: Path | None, size: int = SIZE) -> adapters.TorchModel:
+    return adapters.load(name, weights=weights, num_classes=CLASSES, image_size=size, device="cpu")
+
+
+@pytest.fixture
+def images() -> np.ndarray:
+    return np.random.default_rng(0).uniform(size=(4, SIZE, SIZE, 3)).astype(np.float32)
+
+
+def expected_logits(module: Any, images: np.ndarray, statistics: Any) -> np.ndarray:
+    normalized = (images - np.float32(statistics[0])) / np.float32(statistics[1])
+    with torch.no_grad():
+        return module(torch.from_numpy(normalized.transpose(0, 3, 1, 2).copy())).numpy()
+
+
+@pytest.mark.parametrize(
+    ("library", "name", "statistics"),
+    [
+        ("timm", "resnet18", IMAGENET),
+        ("timm", "test_vit", INCEPTION),  # of 160 pixels unless told otherwise
+        ("torchvision", "mobilenet_v3_small", IMAGENET),
+    ],
+)
+def test_logits_are_those_of_the_library(
+    library: str, name: str, statistics: Any, images: np.ndarray, tmp_path: Path
+) -> None:
+    options = {"img_size": SIZE} if name == "test_vit" else {}
+    module = (
+        randomize(timm.create_model(name, num_classes=CLASSES, **options))
+        if library == "timm"
+        else native(library, name)
+    )
+    model = load(f"{library}:{name}", save(tmp_path / "a.safetensors", module))
+    expected = expected_logits(module, images, statistics)
+    assert np.ptp(expected, axis=0).max() > 1e-3
+    for given in (images, jnp.asarray(images)):
+        found, intermediates = model.apply({}, given, train=False)
+        assert (found.dtype, found.shape, intermediates) == (np.float32, (4, CLASSES), {})
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match="for evaluation only"):
+        model.apply({}, images, train=True)
+
+
+def test_a_checkpoints_own_normaliser_is_used(images: np.ndarray, tmp_path: Path) -> None:
+    module, statistics = native("timm", "resnet18"), ((0.25, 0.5, 0.75), (0.125, 0.25, 0.375))
+    normalizer = {
+        f"normalizer.new_{name}": np.array(values, np.float32).reshape(3, 1, 1)
+        for name, values in zip(("mean", "std"), statistics, strict=True)
+    }
+    path = save(tmp_path / "a.npz", module, **normalizer)
+    found = load("resnet18", path).logits(images)
+    expected = expected_logits(module, images, statistics)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def batch() -> dict[str, np.ndarray]:
+    """A loaded batch: random images; two without mask, one of weight 0."""
+    rng = np.random.default_rng(1)
+    masks = np.zeros((IMAGES, SIZE, SIZE), np.uint8)
+    masks[:, 8:20, 8:20] = 255
+    has_mask = np.ones(IMAGES, np.float32)
+    has_mask[:2] = 0
+    weight = np.ones(IMAGES, np.float32)
+    weight[5] = 0
+    return {
+        "image": rng.integers(0, 256, (IMAGES, SIZE, SIZE, 3)).astype(np.uint8),
+        "core_mask": masks,
+        "mask_window": np.tile(np.array([0, 0, 1, 1], np.float32), (IMAGES, 1)),
+        "has_mask": has_mask,
+        "label": rng.integers(0, CLASSES, IMAGES).astype(np.int32),
+        "id": np.arange(IMAGES, dtype=np.uint32),
+        "weight": weight,
+    }
+
+
+def test_protocols_count_the_same_for_the_same_weights(tmp_path: Path) -> None:
+    module, mesh, data = native("timm", "resnet18"), create_mesh(-1, 1), batch()
+    with torch.no_grad():  # centred, so that the classes that it predicts are not all one
+        logits = expected_logits(module, data["image"].astype(np.float32) / 255, IMAGENET)
+        module.fc.bias -= torch.from_numpy(logits.mean(axis=0))
+    ours = create_model("resnet18", num_classes=CLASSES, dtype="float32")
+    state = {key: value.numpy() for key, value in module.state_dict().items()}
+    variables = to_flax(ours, state, image_size=SIZE)
+    theirs = load("timm:resnet18", save(tmp_path / "a.safetensors", module))
+    # Labels that this model is right about, except every third.
+    predicted = theirs.logits(data["image"].astype(np.float32) / 255).argmax(axis=1)
+    data["label"] = np.where(np.arange(IMAGES) % 3, predicted, data["label"]).astype(np.int32)
+
+    compiled = make_eval_step(PROTOCOLS["complement"](ours, CONFIG), mesh)
+    eager = adapters.make_eval_step("complement", theirs, CONFIG)
+    expected, found = compiled(variables, data), eager({}, data)
+    jax.tree.map(np.testing.assert_array_equal, expected, found)
+    assert 0 < float(found["core"].correct.sum()) < float(found["core"].count.sum()) == 13 * 3
+    assert found["core"].correct.sum() != found["spurious"].correct.sum()
+    assert evaluate(eager, {}, [data], mesh) == evaluate(compiled, variables, [data], mesh)
+
+    paired = {**data, "partner": {key: np.roll(value, -1, 0) for key, value in data.items()}}
+    expected = make_eval_step(PROTOCOLS["ablations"](ours, CONFIG), mesh)(variables, paired)
+    found = adapters.make_eval_step("ablations", theirs, CONFIG)({}, paired)
+    jax.tree.map(np.testing.assert_array_equal, expected, found)
+    assert len({float(counts.correct.sum()) for counts in found.values()}) > 1
+
+    classes = jnp.asarray([True, False, True])
+    expected = make_eval_step(PROTOCOLS["clean"](ours, CONFIG), mesh)(variables, data, classes)
+    found = adapters.make_eval_step("clean", theirs, CONFIG)({}, data, classes)
+    jax.tree.map(np.testing.assert_array_equal, expected, found)
+
+
+def test_what_cannot_be_loaded_is_one_line(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.safetensors", native("timm", "resnet18"))
+    cases = {
+        ("timm:resnet81", None, SIZE): r"timm has no model 'resnet81' \(did you mean 'resnet18",
+        ("torchvision:resnet81", None, SIZE): r"torchvision has no model .*\(did you mean 'resnet",
+        ("tim:resnet18", None, SIZE): r"unknown library of models 'tim' \(did you mean 'timm'",
+        ("resnet10t", path, SIZE): r"a.safetensors as resnet10t: the weights do not fit the model",
+        ("test_vit", None, 40): r"test_vit takes no images of 40 pixels",
+        ("resnet18", tmp_path / "none.npz", SIZE): r"none.npz: cannot be read",
+    }
+    for (name, weights, size), message in cases.items():
+        with pytest.raises(UserError, match=message) as error:
+            load(name, weights, size)
+        assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match=r"2 of another shape: fc\.bias"):
+        adapters.load("resnet18", weights=path, num_classes=9, image_size=SIZE, device="cpu")
