@@ -1,15 +1,16 @@
-"""Whether our models are those of timm and torchvision: logits and gradients on the same weights.
+"""Whether our models are those of timm, torchvision, open_clip: logits and gradients.
 
     python benchmarks/conversion.py --json conversion.json
 
 For each name and library: random weights and running averages are converted from PyTorch and to it;
 errors are relative to the largest value of the library's. Transformers see images of the size that
-they are made for. Convolutional networks see 64 pixels, and for the gradient 32: where a
-rectifier's input is within rounding of zero, two correct programs may take another side of it, and
-gradients jump; the larger an image, the likelier it has such a one. In one of 64 pixels, two of the
-2.4 million rectifiers of a resnext101_32x8d differ between PyTorch in float32 and in float64, and
-with them its gradients by 6e-3, its logits by 1e-6. The gradient's error is the median over three
-images.
+they are made for. Convolutional networks see 64 pixels, and for the gradient 32 (CLIP's, which end
+in an attention over 64 pixels, those): where a rectifier's input is within rounding of zero, two
+correct programs may take another side of it, and gradients jump; the larger an image, the likelier
+it has such a one. In one of 64 pixels, two of the 2.4 million rectifiers of a resnext101_32x8d
+differ between PyTorch in float32 and in float64, and with them its gradients by 6e-3, its logits by
+1e-6. The gradient's error is the median over three images. Of CLIP's, these are the image towers,
+with a linear head; tests compare the text towers.
 """
 
 import argparse
@@ -17,20 +18,26 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 from parity import CLASSES, LIBRARIES, Parity, compare, define_operators
 from tqdm import tqdm
 
 from corm_jax.files import write_json
 from corm_jax.models import MODELS, create_model, default_image_size
+from corm_jax.models.clip import CLIPClassifier
 from corm_jax.terminal import set_up_terminal
+from corm_jax.torch_weights import FAMILIES
 
 CONVOLUTIONAL_SIZES = (64, 32)  # pixels, for logits and for gradients
 LIMITS = {"logits": 1e-4, "gradient": 1e-3}
 
 
-def image_sizes(name: str) -> tuple[int, int]:
+def image_sizes(model: nn.Module, name: str) -> tuple[int, int]:
     """Returns the sizes of the images to compare logits and gradients on, in pixels."""
-    return (default_image_size(name),) * 2 if "patch" in name else CONVOLUTIONAL_SIZES
+    if getattr(model, "patch_size", 1) > 1:
+        return (default_image_size(name),) * 2
+    logits_size, gradient_size = CONVOLUTIONAL_SIZES
+    return logits_size, logits_size if isinstance(model, CLIPClassifier) else gradient_size
 
 
 def measure(names: list[str]) -> dict[tuple[str, str], Parity]:
@@ -38,10 +45,10 @@ def measure(names: list[str]) -> dict[tuple[str, str], Parity]:
     found = {}
     print("| model | library | logits | gradient | round trip |\n|---|---|---|---|---|")
     for name in tqdm(names, desc="comparing", unit="model", disable=None):
-        for library in LIBRARIES:
-            size, gradient_size = image_sizes(name)
+        ours = create_model(name, num_classes=CLASSES, dtype="float32")
+        size, gradient_size = image_sizes(ours, name)
+        for library in FAMILIES[type(ours)]:
             if theirs := LIBRARIES[library](name, size):
-                ours = create_model(name, num_classes=CLASSES, dtype="float32")
                 parity = compare(
                     ours, theirs, library=library, image_size=size, gradient_size=gradient_size
                 )

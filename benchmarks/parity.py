@@ -61,10 +61,35 @@ def _torchvision(name: str, image_size: int) -> torch.nn.Module | None:
     return models.get_model(known, weights=None, num_classes=CLASSES, **sized)
 
 
+def _open_clip(name: str, image_size: int) -> torch.nn.Module | None:
+    import open_clip
+
+    config = open_clip.get_model_config(name)
+    if config is None:
+        return None
+    config["vision_cfg"]["image_size"] = image_size
+    return ClipClassifier(open_clip.CLIP(**config).visual)
+
+
+class ClipClassifier(torch.nn.Module):
+    """An image tower of open_clip with a linear head on its features of unit length."""
+
+    def __init__(self, visual: torch.nn.Module, classes: int = CLASSES) -> None:
+        """Takes a tower; the head is a new one."""
+        super().__init__()
+        self.visual = visual
+        self.head = torch.nn.Linear(visual.output_dim, classes)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Maps normalised images [B, 3, H, W] to logits [B, classes]."""
+        return self.head(torch.nn.functional.normalize(self.visual(images), dim=-1))
+
+
 # Each returns the library's model of one of our names, None where it has none.
 LIBRARIES: dict[str, Callable[[str, int], torch.nn.Module | None]] = {
     "timm": _timm,
     "torchvision": _torchvision,
+    "open_clip": _open_clip,
 }
 
 
@@ -85,9 +110,13 @@ def randomize(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
         for key, value in module.state_dict().items():
             if key.endswith(IGNORED):
                 value.fill_(7)
+            elif key.startswith("visual.layer") and key.endswith("bn3.weight"):
+                # CLIP's residual networks end in an attention. What its softmax sees must be small:
+                # a saturated one's gradient is rounding alone, in PyTorch a multiple of the rest.
+                value.uniform_(0.05, 0.15, generator=generator)
             elif key.endswith("running_var") or (key.endswith("weight") and value.ndim == 1):
                 value.uniform_(0.5, 1.5, generator=generator)
-            elif value.ndim == 1:
+            elif value.ndim <= 1:
                 value.normal_(0, 0.1, generator=generator)
             else:
                 value.normal_(0, (2 / value[0].numel()) ** 0.5, generator=generator)

@@ -4,7 +4,6 @@ import dataclasses
 from typing import Any
 
 import flax.linen as nn
-import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
@@ -12,7 +11,7 @@ from corm_jax.description import Description
 from corm_jax.errors import UserError
 from corm_jax.models import OWN, default_image_size
 from corm_jax.models.normalizer import Statistics
-from corm_jax.torch_weights import FAMILIES, abstract_variables
+from corm_jax.torch_weights import FAMILIES
 
 UNIT = Statistics((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
@@ -30,15 +29,13 @@ def timm_config(description: Description) -> dict[str, Any]:
     """
     model, size = description.create("float32"), description.image_size
     in_timm = description.model not in OWN and library_of(model) == "timm"
-    shapes, default = (
-        jax.tree.map(lambda leaf: leaf.shape, abstract_variables(model, side))
-        for side in (size, default_image_size(description.model))
-    )
+    # Only transformers are made for a size: of their position embeddings, or their windows.
+    sized = getattr(model, "patch_size", 1) > 1 and size != default_image_size(description.model)
     return {
         "architecture": description.model if in_timm else None,
         "num_classes": description.num_classes,
         "label_names": description.class_names and list(description.class_names),
-        "model_args": {} if shapes == default else {"img_size": size},
+        "model_args": {"img_size": size} if in_timm and sized else {},
         "pretrained_cfg": {
             "num_classes": description.num_classes,
             "input_size": [3, size, size],
@@ -68,7 +65,7 @@ def fold_normalizer(
       (description with mean 0 and std 1, variables), computed in float64.
 
     Raises:
-      UserError: if the first convolution pads its input.
+      UserError: if the first convolution pads its input, or has no bias.
     """
     flat = flatten_dict(variables)
     kernels = (path for path, leaf in flat.items() if leaf.ndim == 4 and leaf.shape[2] == 3)
@@ -76,9 +73,9 @@ def fold_normalizer(
     # Those of our models that pad there have a norm after it, and no bias.
     if path is None:
         raise UserError(
-            f"the first convolution of {description.model} pads its input, so that the normaliser "
-            "cannot be folded into it: zeros around a normalised image are the mean colour, around "
-            "another black; export it as it is, with mean and std in the .json file"
+            f"the first convolution of {description.model} pads its input, or has no bias, so that "
+            "the normaliser cannot be folded into it: zeros around a normalised image are the mean "
+            "colour, around another black; export it as it is, with mean and std in the .json file"
         )
     bias = (*path[:-1], "bias")
     mean, std = (np.asarray(values, np.float64)[:, None] for values in description.statistics)

@@ -15,7 +15,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from corm_jax.errors import UserError, lookup
-from corm_jax.models import densenet, resnet, vit
+from corm_jax.models import clip, convnext, densenet, resnet, swin, vit
 
 # Our path of a module, or of a single parameter, as a regular expression -> PyTorch's.
 Names = Mapping[str, str]
@@ -24,6 +24,10 @@ FAMILIES: dict[type[nn.Module], dict[str, Names]] = {
     resnet.ResNet: resnet.TORCH_NAMES,
     densenet.DenseNet: densenet.TORCH_NAMES,
     vit.VisionTransformer: vit.TORCH_NAMES,
+    convnext.ConvNeXt: convnext.TORCH_NAMES,
+    swin.SwinTransformer: swin.TORCH_NAMES,
+    clip.CLIP: clip.TORCH_NAMES,
+    clip.CLIPClassifier: clip.TORCH_NAMES,
 }
 # What the parameters of a module are called, where the table names the module.
 LEAVES = {
@@ -88,7 +92,7 @@ def to_torch(
     """
     leaves = _leaves(model, variables, library)
     return {
-        key: np.ascontiguousarray(_to_torch_layout(path, np.asarray(leaf, np.float32)))
+        key: np.asarray(_to_torch_layout(path, np.asarray(leaf, np.float32)), order="C")
         for path, key, leaf in leaves
     }
 
@@ -212,4 +216,4 @@ def _to_flax_layout(path: Path, array: np.ndarray) -> np.ndarray:
     """Returns a kernel [O, I, ...] as [..., I, O]; others as they are."""
     if path[-1] == "kernel":
         array = array.transpose(*range(2, array.ndim), 1, 0)
-    return np.ascontiguousarray(array, np.float32)
+    return np.asarray(array, np.float32, order="C")  # not ascontiguousarray: scalars stay such

@@ -1,4 +1,4 @@
-"""Models by their timm names, and small ones for laptops and tests."""
+"""Models by their timm names, CLIP's by open_clip's, and small ones for laptops and tests."""
 
 import re
 from functools import partial
@@ -7,12 +7,19 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from corm_jax.errors import UserError, lookup
-from corm_jax.models import densenet, resnet, vit
+from corm_jax.models import clip, convnext, densenet, resnet, swin, vit
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 # Each family's file holds its variants.
-MODELS: dict[str, partial[nn.Module]] = {**resnet.VARIANTS, **vit.VARIANTS, **densenet.VARIANTS}
+MODELS: dict[str, partial[nn.Module]] = {
+    **resnet.VARIANTS,
+    **vit.VARIANTS,
+    **densenet.VARIANTS,
+    **convnext.VARIANTS,
+    **swin.VARIANTS,
+    **clip.VARIANTS,
+}
 # Ours, not timm's: small enough to train on a laptop's processor in minutes.
 OWN = ("resnet8_nano", "resnet10_nano", "vit_nano_patch8_48")
 
@@ -52,14 +59,14 @@ def default_image_size(name: str) -> int:
 
 def check_image_size(name: str, image_size: int) -> None:
     """Raises UserError if the named model cannot take square images of this size."""
-    constructor = lookup(MODELS, name, "model")
-    patch_size = constructor.keywords.get("patch_size", 1)
+    model = create_model(name, num_classes=1, dtype="float32")
+    patch_size = getattr(model, "patch_size", 1)
     if image_size % patch_size:
         raise UserError(
             f"config.data.image_size={image_size} is not a multiple of the patch size {patch_size} "
             f"of {name}"
         )
-    smallest = getattr(constructor.func, "min_image_size", 1)
+    smallest = getattr(model, "min_image_size", 1)
     if image_size < smallest:
         raise UserError(
             f"config.data.image_size={image_size} is too small for {name}, which takes images of "

@@ -17,6 +17,8 @@ class Statistics(NamedTuple):
 IMAGENET = Statistics((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 # Maps [0, 1] to [-1, 1], as timm's `augreg` vision transformers do.
 INCEPTION = Statistics((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+# Of the images that OpenAI's CLIP was trained on (as in open_clip and timm).
+CLIP = Statistics((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 
 
 def normalize(images: jax.Array, statistics: Statistics) -> jax.Array:

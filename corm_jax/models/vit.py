@@ -3,6 +3,7 @@
 Also DeiT's (Touvron et al. 2021, arXiv:2012.12877), with and without the distillation token.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import flax.linen as nn
@@ -81,6 +82,8 @@ class PatchEmbed(nn.Module):
     features: int
     patch_size: int
     dtype: jnp.dtype
+    use_bias: bool = True
+    kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
 
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
@@ -88,12 +91,15 @@ class PatchEmbed(nn.Module):
         batch, height, width, channels = images.shape
         size = self.patch_size
         shape = (size, size, channels, self.features)  # a convolution's, as weights are exchanged
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape).astype(self.dtype)
-        bias = self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
+        kernel = self.param("kernel", self.kernel_init, shape).astype(self.dtype)
         patches = images.reshape(
             batch, height // size, size, width // size, size, channels
         ).swapaxes(2, 3)
-        return jnp.einsum("bhwijc,ijcd->bhwd", patches, kernel) + bias
+        projected = jnp.einsum("bhwijc,ijcd->bhwd", patches, kernel)
+        if not self.use_bias:
+            return projected
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        return projected + bias.astype(self.dtype)
 
 
 class Attention(nn.Module):
@@ -103,13 +109,15 @@ class Attention(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps tokens [B, N, D] to [B, N, D]."""
+    def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+        """Maps tokens [B, N, D] to [B, N, D]; bool mask [N, N] of (query, key) allows attention."""
         batch, tokens, width = x.shape
         dense = partial(nn.Dense, dtype=self.dtype, kernel_init=kernel_init)
         qkv = dense(3 * width, name="qkv")(x)
         q, k, v = jnp.moveaxis(qkv.reshape(batch, tokens, 3, self.heads, width // self.heads), 2, 0)
         scores = jnp.einsum("bqhd,bkhd->bhqk", q, k) * (width // self.heads) ** -0.5
+        if mask is not None:
+            scores = jnp.where(mask, scores, -jnp.inf)
         # Softmax in float32: bfloat16 rounds the small weights of long sequences away.
         weights = nn.softmax(scores.astype(jnp.float32)).astype(self.dtype)
         out = jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(batch, tokens, width)
@@ -117,20 +125,22 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block with an exact (erf) GELU."""
+    """Pre-norm transformer block; its activation is an exact (erf) GELU unless another is given."""
 
     heads: int
     mlp_ratio: int
     dtype: jnp.dtype
+    epsilon: float = LAYER_NORM_EPSILON
+    activation: Callable[[jax.Array], jax.Array] = gelu
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps tokens [B, N, D] to [B, N, D]."""
-        norm = partial(nn.LayerNorm, epsilon=LAYER_NORM_EPSILON, dtype=self.dtype)
+    def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+        """Maps tokens [B, N, D] to [B, N, D]; bool mask [N, N] of (query, key) allows attention."""
+        norm = partial(nn.LayerNorm, epsilon=self.epsilon, dtype=self.dtype)
         dense = partial(nn.Dense, dtype=self.dtype, kernel_init=kernel_init)
-        x = x + Attention(self.heads, self.dtype, name="attn")(norm(name="norm1")(x))
+        x = x + Attention(self.heads, self.dtype, name="attn")(norm(name="norm1")(x), mask)
         y = dense(self.mlp_ratio * x.shape[-1], name="fc1")(norm(name="norm2")(x))
-        return x + dense(x.shape[-1], name="fc2")(gelu(y))
+        return x + dense(x.shape[-1], name="fc2")(self.activation(y))
 
 
 class VisionTransformer(nn.Module):
