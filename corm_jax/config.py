@@ -34,6 +34,7 @@ def base_config(objective: str) -> ConfigDict:
     config.model = ConfigDict()
     config.model.name = "vit_nano_patch8_48"  # a key of corm_jax.models.MODELS
     config.model.dtype = "float32"  # of computation: float32 or bfloat16
+    config.model.head_bias = objective != "cfce"  # as in timm; cfce takes a head without
 
     config.data = data = ConfigDict()
     data.source = "tfds"  # tfds or folder
@@ -207,7 +208,7 @@ def check_config(config: ConfigDict) -> None:
     lookup(CONTROLS, config.control, "control")
     build(config.terms.to_dict())
     check_objective(config.objective, config.terms.to_dict())
-    create_model(config.model.name, num_classes=2, dtype=config.model.dtype)
+    _check_head(config)
     check_image_size(config.model.name, config.data.image_size)
     create_optimizer(config)
     if config.checkpoint.best not in BEST_METRICS:
@@ -217,6 +218,23 @@ def check_config(config: ConfigDict) -> None:
 
 
 BEST_METRICS = ("clean", "core", "rcs")
+
+
+def _check_head(config: ConfigDict) -> None:
+    """Refuses an unknown model, and for a term of cfce one whose logits are no sums of maps."""
+    name, head_bias = config.model.name, config.model.head_bias
+    model = create_model(name, num_classes=2, dtype=config.model.dtype, head_bias=head_bias)
+    for label in (label for label, term in config.terms.items() if term.term == "cfce"):
+        if head_bias:
+            raise UserError(
+                f"config.terms.{label}: cfce needs a head without bias; set "
+                "config.model.head_bias=False"
+            )
+        if getattr(model, "global_pool", "avg") == "token":
+            raise UserError(
+                f"config.terms.{label}: cfce needs a head on the mean of maps, and {name} has a "
+                "class token; set config.model.name to a ResNet or to vit_base_patch16_gap_224"
+            )
 
 
 def refuse_other_config(config: ConfigDict, workdir: Path) -> None:

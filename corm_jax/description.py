@@ -26,6 +26,7 @@ class Description:
       center_crop_share: side of the central square that it sees over the image's shorter side.
       interpolation: how that square is resized, one of `INTERPOLATIONS`; our own evaluation is
         always bilinear.
+      head_bias: whether its head has a bias.
     """
 
     model: str
@@ -35,6 +36,7 @@ class Description:
     image_size: int
     center_crop_share: float
     interpolation: str
+    head_bias: bool = True
 
     def create(self, dtype: str) -> nn.Module:
         """Creates the model with its own normaliser; `dtype` as in `create_model`.
@@ -42,7 +44,9 @@ class Description:
         Raises:
           UserError: if there is no such model.
         """
-        model = create_model(self.model, num_classes=self.num_classes, dtype=dtype)
+        model = create_model(
+            self.model, num_classes=self.num_classes, dtype=dtype, head_bias=self.head_bias
+        )
         return model.clone(statistics=self.statistics)
 
     def to_json(self) -> dict[str, Any]:
@@ -83,6 +87,7 @@ class Description:
             image_size=fields["image_size"],
             center_crop_share=float(fields["center_crop_share"]),
             interpolation=fields["interpolation"],
+            head_bias=fields["head_bias"],
         )
 
 
@@ -111,4 +116,5 @@ CHECKS = {
     "image_size": _is_count,
     "center_crop_share": lambda v: _is_number(v) and 0 < v <= 1,
     "interpolation": lambda v: v in INTERPOLATIONS,
+    "head_bias": lambda v: isinstance(v, bool),
 }

@@ -1,6 +1,7 @@
 """One training step: terms averaged, weighed, summed, differentiated, applied."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -11,6 +12,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from corm_jax.errors import lookup
+from corm_jax.losses.cam import cam_alignment
 from corm_jax.losses.controls import CONTROLS
 from corm_jax.losses.gradients import input_gradient
 from corm_jax.losses.noisy import noisy_cross_entropy
@@ -25,6 +27,8 @@ Metrics = dict[str, jax.Array]
 
 # Terms whose gradient others are compared with.
 REFERENCES = (cross_entropy, noisy_cross_entropy)
+# Terms that take a derivative of the forward.
+LINEARIZING = (input_gradient, cam_alignment)
 
 CONTROL_STREAM = 1  # folded into a step's key for draws that are not a term's
 
@@ -129,17 +133,21 @@ class Objective:
 
     def _order(self, label: str) -> int:
         """Sorts terms that take the forward's derivative before others, which then share it."""
-        return 0 if self._terms[label][1].func is input_gradient else 1
+        return 0 if self._terms[label][1].func in LINEARIZING else 1
 
     def _forward(self, state: TrainState, params: Any) -> SharedForward:
-        return SharedForward(lambda images: self._apply(state, params, images))
+        return SharedForward(partial(self._apply, state, params))
 
     def _key(self, step: jax.Array) -> jax.Array:
         return jax.random.fold_in(jax.random.key(self._seed), step)
 
-    def _apply(self, state: TrainState, params: Any, images: jax.Array) -> tuple[Outputs, Any]:
+    def _apply(
+        self, state: TrainState, params: Any, images: jax.Array, **inputs: jax.Array
+    ) -> tuple[Outputs, Any]:
         variables = {"params": params, "batch_stats": state.batch_stats}
-        outputs, updates = self._model.apply(variables, images, train=True, mutable=["batch_stats"])
+        outputs, updates = self._model.apply(
+            variables, images, train=True, mutable=["batch_stats"], **inputs
+        )
         return outputs, updates.get("batch_stats", {})
 
     def diagnose(self, state: TrainState, batch: Batch) -> Metrics:

@@ -59,7 +59,10 @@ def set_up(config: ConfigDict) -> Setup:
             )
     dataset = open_dataset(config)
     model = create_model(
-        config.model.name, num_classes=len(dataset.class_names), dtype=config.model.dtype
+        config.model.name,
+        num_classes=len(dataset.class_names),
+        dtype=config.model.dtype,
+        head_bias=config.model.head_bias,
     )
     shard = (jax.process_index(), jax.process_count())
     return Setup(
@@ -141,6 +144,7 @@ def _describe(setup: Setup) -> Description:
         image_size=data.image_size,
         center_crop_share=data.center_crop_share,
         interpolation="bilinear",
+        head_bias=setup.config.model.head_bias,
     )
 
 

@@ -110,8 +110,8 @@ def _held(
 
 
 def _is_convolutional(intermediates: dict[str, jax.Array]) -> bool:
-    """Returns whether a model has feature maps [B, h, w, C]."""
-    return any(value.ndim == 4 for value in intermediates.values())
+    """Returns whether a model has stages of feature maps."""
+    return any(name.startswith("stage") for name in intermediates)
 
 
 def _true_logit(logits: jax.Array, target: jax.Array) -> jax.Array:

@@ -135,6 +135,24 @@ def consistency() -> Terms:
     return {"clean": dict(CLEAN), "consistency": divergence}
 
 
+def cam() -> Terms:
+    """Clean cross entropy, and the share of the class activation map outside the core.
+
+    Source: the energy loss of Rao et al. 2023 (arXiv:2303.11932). HiResCAM, which shows what the
+    head uses, and the weight are project choices.
+    """
+    alignment = {"term": "cam_alignment", "weight": 1.0, "method": "hires_cam", "loss": "energy"}
+    return {"clean": dict(CLEAN), "alignment": alignment}
+
+
+def cfce() -> Terms:
+    """Core-focused cross entropy on contrastive CAMs; see `corm_jax.losses.cfce` for the source.
+
+    Its models have a head without bias on the mean of maps.
+    """
+    return {"core_focused": {"term": "cfce", "weight": 1.0, "without_mask": "clean"}}
+
+
 PRESETS: dict[str, Callable[[], Terms]] = {
     "erm": erm,
     "noise": noise,
@@ -145,6 +163,8 @@ PRESETS: dict[str, Callable[[], Terms]] = {
     "pgd": pgd,
     "background_swap": background_swap,
     "consistency": consistency,
+    "cam": cam,
+    "cfce": cfce,
 }
 
 

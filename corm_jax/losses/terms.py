@@ -3,7 +3,8 @@
 A term is a pure function (forward, batch, key, ...) -> (losses, logs):
 
     forward   images float32 [B, H, W, 3] in [0, 1] -> (logits float32 [B, C], intermediates: the
-              model's dict of them); closes over the parameters that the step differentiates
+              model's dict of them); closes over the parameters that the step differentiates; its
+              derivatives are had through `corm_jax.losses.shared`
     batch     `image` float32 [B, H, W, 3] in [0, 1]; `target` float32 [B, C], each row sums to 1;
               `core_mask`, `mask_valid` and `non_core` float32 [B, H, W, 1] in [0, 1], non_core =
               mask_valid * (1 - core_mask); `has_mask` and `weight` float32 [B], weight 0 for
@@ -25,12 +26,15 @@ import optax
 
 from corm_jax.errors import UserError, lookup, nearest
 from corm_jax.losses.adversarial import NORMS, adversarial
+from corm_jax.losses.cam import CAM_LOSSES, cam_alignment
+from corm_jax.losses.cfce import cfce
 from corm_jax.losses.consistency import consistency
 from corm_jax.losses.gradients import GRADIENT_NORMS, GRADIENT_OF, input_gradient
 from corm_jax.losses.noisy import noisy_cross_entropy
 from corm_jax.losses.swap import background_swap
 from corm_jax.losses.types import Batch, Forward, Losses, Term
 from corm_jax.losses.views import CORRUPTED_VIEW, PROBABILITY_PER, REGIONS, WITHOUT_MASK
+from corm_jax.saliency import CAM_METHODS
 
 
 def cross_entropy(forward: Forward, batch: Batch, key: jax.Array) -> Losses:
@@ -46,6 +50,8 @@ TERMS: dict[str, Callable[..., Losses]] = {
     "consistency": consistency,
     "adversarial": adversarial,
     "input_gradient": input_gradient,
+    "cam_alignment": cam_alignment,
+    "cfce": cfce,
 }
 
 # Parameters that are one of a few words, by term.
@@ -55,6 +61,8 @@ CHOICES: dict[str, dict[str, dict[str, Any]]] = {
     "consistency": CORRUPTED_VIEW,
     "adversarial": {"norm": NORMS, "region": REGIONS, "without_mask": WITHOUT_MASK},
     "input_gradient": {"of": GRADIENT_OF, "norm": GRADIENT_NORMS},
+    "cam_alignment": {"method": CAM_METHODS, "loss": CAM_LOSSES},
+    "cfce": {"without_mask": WITHOUT_MASK},
 }
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 Outputs = tuple[jax.Array, dict[str, Any]]
-Forward = Callable[[jax.Array], Outputs]
+Forward = Callable[..., Outputs]
 Batch = dict[str, jax.Array]
 Logs = dict[str, jax.Array]
 Losses = tuple[jax.Array, Logs]

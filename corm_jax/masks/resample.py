@@ -58,3 +58,26 @@ def validity(windows: jax.Array, size: int) -> jax.Array:
     inside_columns = (columns >= -tolerance) & (columns <= 1.0 + tolerance)
     inside = inside_rows[:, :, None] & inside_columns[:, None, :]
     return inside[..., None].astype(jnp.float32)
+
+
+def area_average(maps: jax.Array, height: int, width: int) -> jax.Array:
+    """Averages maps over the cells of a grid; pixels across an edge count by the part inside.
+
+    Args:
+      maps: float32 [B, H, W, K].
+      height: rows of the grid.
+      width: columns of the grid.
+
+    Returns:
+      float32 [B, height, width, K].
+    """
+    rows, columns = _overlaps(maps.shape[1], height), _overlaps(maps.shape[2], width)
+    return jnp.einsum("yh,bhwk,xw->byxk", rows, maps, columns, precision=jax.lax.Precision.HIGHEST)
+
+
+def _overlaps(pixels: int, cells: int) -> jax.Array:
+    """Returns [cells, pixels]: the share of each cell that each pixel covers."""
+    # In units of 1 / (pixels cells), where both kinds of edges are integers.
+    cell, pixel = pixels * jnp.arange(cells)[:, None], cells * jnp.arange(pixels)[None, :]
+    covered = jnp.minimum(cell + pixels, pixel + cells) - jnp.maximum(cell, pixel)
+    return jnp.maximum(covered, 0).astype(jnp.float32) / pixels

@@ -24,7 +24,7 @@ MODELS: dict[str, partial[nn.Module]] = {
 OWN = ("resnet8_nano", "resnet10_nano", "vit_nano_patch8_48")
 
 
-def create_model(name: str, *, num_classes: int, dtype: str) -> nn.Module:
+def create_model(name: str, *, num_classes: int, dtype: str, head_bias: bool = True) -> nn.Module:
     """Creates a model by name.
 
     Args:
@@ -32,6 +32,7 @@ def create_model(name: str, *, num_classes: int, dtype: str) -> nn.Module:
         any multiple of the patch size works when training from scratch.
       num_classes: number of logits.
       dtype: computation dtype, "float32" or "bfloat16"; parameters are float32 in both.
+      head_bias: whether the head has a bias, as timm's have.
 
     Returns:
       A module whose `apply(variables, images, train=...)` maps images [B, H, W, 3] in [0, 1] to
@@ -41,7 +42,9 @@ def create_model(name: str, *, num_classes: int, dtype: str) -> nn.Module:
       UserError: if the name or the dtype is unknown; names the nearest one.
     """
     constructor = lookup(MODELS, name, "model")
-    return constructor(num_classes=num_classes, dtype=lookup(DTYPES, dtype, "dtype"))
+    return constructor(
+        num_classes=num_classes, dtype=lookup(DTYPES, dtype, "dtype"), head_bias=head_bias
+    )
 
 
 def default_image_size(name: str) -> int:

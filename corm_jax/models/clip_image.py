@@ -55,7 +55,7 @@ class VisionTower(nn.Module):
         intermediates = {}
         for index in range(self.depth):
             name = f"block{index:02d}"
-            x = Block(
+            x, _ = Block(
                 self.heads, MLP_RATIO, self.dtype, LAYER_NORM_EPSILON, self.activation, name=name
             )(x)
             intermediates[name] = x

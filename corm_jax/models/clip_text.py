@@ -54,14 +54,14 @@ class TextTower(nn.Module):
         x = embed(tokens) + positions.astype(self.dtype)
         causal = jnp.tri(self.context_length, dtype=bool)
         for index in range(self.depth):
-            x = Block(
+            x, _ = Block(
                 self.heads,
                 MLP_RATIO,
                 self.dtype,
                 LAYER_NORM_EPSILON,
                 self.activation,
                 name=f"block{index:02d}",
-            )(x, causal)
+            )(x, mask=causal)
         x = nn.LayerNorm(epsilon=LAYER_NORM_EPSILON, dtype=self.dtype, name="ln_final")(x)
         end = jnp.argmax(tokens, axis=1)
         x = jnp.take_along_axis(x, end[:, None, None], axis=1)[:, 0]

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from corm_jax.models.head import classify_maps, linear_head
 from corm_jax.models.normalizer import IMAGENET, Statistics, normalize
 from corm_jax.models.resnet import BATCH_NORM_EPSILON, BATCH_NORM_MOMENTUM
 
@@ -70,6 +71,7 @@ class DenseNet(nn.Module):
       block_sizes: layers of each block; a transition between two halves channels and resolution.
       statistics: mean and standard deviation of the input normaliser.
       growth: features that a layer adds; the stem has twice as many.
+      head_bias: whether the head has a bias.
       dtype: computation dtype; parameters, running averages and logits are float32.
     """
 
@@ -77,22 +79,29 @@ class DenseNet(nn.Module):
     block_sizes: Sequence[int]
     statistics: Statistics
     growth: int = 32
+    head_bias: bool = True
     dtype: jnp.dtype = jnp.float32
     # In pixels: the transitions round down, and smaller images leave nothing of the last map.
     min_image_size = 29
 
     @nn.compact
-    def __call__(self, images: jax.Array, *, train: bool) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def __call__(
+        self, images: jax.Array, *, train: bool, maps_offset: jax.Array | None = None
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Classifies images.
 
         Args:
           images: float [B, H, W, 3] in [0, 1].
           train: normalise by the batch's statistics and update the running averages, which then
             must be mutable (collection `batch_stats`).
+          maps_offset: float [B, h, w, K], added to `maps`; whoever differentiates to them takes the
+            derivative to this.
 
         Returns:
           (logits float32 [B, num_classes], intermediates): `stage1`.. [B, h, w, C] after each
-          block, the last after its norm and ReLU; `pre_logits` [B, C].
+          block, the last after its norm and ReLU; `maps` (the last block's, for class activation
+          maps), `pre_logits` [B, C], and `class_maps` if the head has no bias (see
+          `corm_jax.models.head`).
         """
         x = normalize(images, self.statistics).astype(self.dtype)
         x = _conv(2 * self.growth, 7, 2, self.dtype, "conv0")(x)
@@ -112,12 +121,10 @@ class DenseNet(nn.Module):
                 x = _conv(x.shape[-1] // 2, 1, 1, self.dtype, f"transition{block}_conv")(x)
                 # Not nn.avg_pool, which mixes dtypes.
                 x = nn.pool(x, 0.0, jax.lax.add, (2, 2), (2, 2), "VALID") / 4
-        x = x.mean(axis=(1, 2))
-        intermediates["pre_logits"] = x
-        logits = nn.Dense(self.num_classes, dtype=jnp.float32, name="classifier")(
-            x.astype(jnp.float32)
-        )
-        return logits, intermediates
+        maps = x if maps_offset is None else x + maps_offset
+        head = linear_head(self.num_classes, bias=self.head_bias, name="classifier")
+        logits, pooled = classify_maps(head, maps)
+        return logits, {**intermediates, **pooled}
 
 
 VARIANTS: dict[str, partial[DenseNet]] = {

@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from corm_jax.models.head import classify_maps, linear_head
 from corm_jax.models.normalizer import IMAGENET, Statistics, normalize
 
 BATCH_NORM_EPSILON = 1e-5
@@ -127,6 +128,7 @@ class ResNet(nn.Module):
       statistics: mean and standard deviation of the input normaliser.
       width: features of the first stage; each later stage doubles them.
       small_images: a stem of one 3x3 convolution of stride 2 instead of a 7x7 one, and no pooling.
+      head_bias: whether the head has a bias.
       dtype: computation dtype; parameters, running averages and logits are float32.
     """
 
@@ -136,20 +138,26 @@ class ResNet(nn.Module):
     statistics: Statistics
     width: int = 64
     small_images: bool = False
+    head_bias: bool = True
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, images: jax.Array, *, train: bool) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def __call__(
+        self, images: jax.Array, *, train: bool, maps_offset: jax.Array | None = None
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Classifies images.
 
         Args:
           images: float [B, H, W, 3] in [0, 1].
           train: normalise by the batch's statistics and update the running averages, which then
             must be mutable (collection `batch_stats`).
+          maps_offset: float [B, h, w, K], added to `maps`; whoever differentiates to them takes the
+            derivative to this.
 
         Returns:
           (logits float32 [B, num_classes], intermediates): `stage1`.. [B, h, w, C] after each
-          stage, `pre_logits` [B, C].
+          stage, `maps` (the last stage's, for class activation maps), `pre_logits` [B, C], and
+          `class_maps` if the head has no bias (see `corm_jax.models.head`).
         """
         x = normalize(images, self.statistics).astype(self.dtype)
         x = _conv(self.width, 3 if self.small_images else 7, 2, self.dtype, "conv1")(x)
@@ -166,10 +174,10 @@ class ResNet(nn.Module):
                     name=f"layer{stage + 1}_block{index}",
                 )(x, train=train)
             intermediates[f"stage{stage + 1}"] = x
-        x = x.mean(axis=(1, 2))
-        intermediates["pre_logits"] = x
-        logits = nn.Dense(self.num_classes, dtype=jnp.float32, name="fc")(x.astype(jnp.float32))
-        return logits, intermediates
+        maps = x if maps_offset is None else x + maps_offset
+        head = linear_head(self.num_classes, bias=self.head_bias, name="fc")
+        logits, pooled = classify_maps(head, maps)
+        return logits, {**intermediates, **pooled}
 
 
 _resnet = partial(ResNet, statistics=IMAGENET)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from corm_jax.models.gelu import gelu
+from corm_jax.models.head import classify_maps, linear_head
 from corm_jax.models.normalizer import IMAGENET, INCEPTION, Statistics, normalize
 
 LAYER_NORM_EPSILON = 1e-6
@@ -134,13 +135,26 @@ class Block(nn.Module):
     activation: Callable[[jax.Array], jax.Array] = gelu
 
     @nn.compact
-    def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-        """Maps tokens [B, N, D] to [B, N, D]; bool mask [N, N] of (query, key) allows attention."""
+    def __call__(
+        self, x: jax.Array, *, mask: jax.Array | None = None, offset: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        """Maps tokens [B, N, D] to [B, N, D].
+
+        Args:
+          x: tokens.
+          mask: bool [N, N] of (query, key): whom attention may see; None for all.
+          offset: [B, N, D], added to the first norm's output.
+
+        Returns:
+          (tokens, the first norm's output with the offset).
+        """
         norm = partial(nn.LayerNorm, epsilon=self.epsilon, dtype=self.dtype)
         dense = partial(nn.Dense, dtype=self.dtype, kernel_init=kernel_init)
-        x = x + Attention(self.heads, self.dtype, name="attn")(norm(name="norm1")(x), mask)
+        normed = norm(name="norm1")(x)
+        normed = normed if offset is None else normed + offset
+        x = x + Attention(self.heads, self.dtype, name="attn")(normed, mask)
         y = dense(self.mlp_ratio * x.shape[-1], name="fc1")(norm(name="norm2")(x))
-        return x + dense(x.shape[-1], name="fc2")(self.activation(y))
+        return x + dense(x.shape[-1], name="fc2")(self.activation(y)), normed
 
 
 class VisionTransformer(nn.Module):
@@ -158,6 +172,7 @@ class VisionTransformer(nn.Module):
         (then there is no class token).
       distilled: a second token and head, as DeiT's for distillation. Logits are the mean of both
         heads', in training too: no loss here has a teacher that the second one could learn from.
+      head_bias: whether the head has a bias, or both.
       dtype: computation dtype; parameters and logits are float32.
     """
 
@@ -170,20 +185,29 @@ class VisionTransformer(nn.Module):
     mlp_ratio: int = 4
     global_pool: str = "token"
     distilled: bool = False
+    head_bias: bool = True
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, images: jax.Array, *, train: bool) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def __call__(
+        self, images: jax.Array, *, train: bool, maps_offset: jax.Array | None = None
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Classifies images.
 
         Args:
           images: float [B, H, W, 3] in [0, 1].
           train: whether this is a training pass; ViTs do the same in both.
+          maps_offset: float [B, h, w, D], added to `maps`; whoever differentiates to them takes the
+            derivative to this.
 
         Returns:
           (logits float32 [B, num_classes], intermediates): `block00`.. [B, N, D] after each block,
           `tokens` [B, N, D] after the last norm, `pre_logits` [B, D] (distilled: the mean of what
-          the two heads see).
+          the two heads see), and `maps` [B, h, w, D], the patch tokens for class activation maps:
+          those after the last norm if the head sees their mean, then with `class_maps` if it has no
+          bias (see `corm_jax.models.head`). A class token's head gets nothing from the patch tokens
+          of the last block, so that `maps` are then those after the last block's first norm, as in
+          pytorch-grad-cam.
         """
         del train
         x = normalize(images, self.statistics).astype(self.dtype)
@@ -204,19 +228,35 @@ class VisionTransformer(nn.Module):
 
         x = x + self.param("pos_embed", positions).astype(self.dtype)
         intermediates = {}
+        offset = None
+        if maps_offset is not None:
+            offset = maps_offset.reshape(len(x), rows * columns, self.width)
+            offset = jnp.pad(offset, ((0, 0), (len(names), 0), (0, 0)))
+        normed = x
         for index in range(self.depth):
-            x = Block(self.heads, self.mlp_ratio, self.dtype, name=f"block{index:02d}")(x)
+            here = offset if names and index == self.depth - 1 else None
+            block = Block(self.heads, self.mlp_ratio, self.dtype, name=f"block{index:02d}")
+            x, normed = block(x, offset=here)
             intermediates[f"block{index:02d}"] = x
         x = nn.LayerNorm(epsilon=LAYER_NORM_EPSILON, dtype=self.dtype, name="norm")(x)
+        if not names and offset is not None:
+            x = x + offset
         intermediates["tokens"] = x
-        seen = [x[:, index] for index in range(len(names))] or [x.mean(axis=1)]
-        intermediates["pre_logits"] = sum(seen) / len(seen)
-        heads = ["head", "head_dist"] if self.distilled else ["head"]
+        patches = normed[:, len(names) :] if names else x
+        maps = patches.reshape(len(x), rows, columns, self.width)
+        heads = [
+            linear_head(
+                self.num_classes, bias=self.head_bias, kernel_init=nn.initializers.zeros, name=name
+            )
+            for name in ("head", "head_dist")[: max(1, len(names))]
+        ]
+        if not names:
+            logits, pooled = classify_maps(heads[0], maps)
+            return logits, {**intermediates, **pooled}
+        seen = [x[:, index] for index in range(len(names))]
+        intermediates |= {"maps": maps, "pre_logits": sum(seen) / len(seen)}
         logits = [
-            nn.Dense(
-                self.num_classes, kernel_init=nn.initializers.zeros, dtype=jnp.float32, name=name
-            )(features.astype(jnp.float32))
-            for name, features in zip(heads, seen, strict=True)
+            head(features.astype(jnp.float32)) for head, features in zip(heads, seen, strict=True)
         ]
         return sum(logits) / len(logits), intermediates
 
