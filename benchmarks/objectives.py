@@ -19,13 +19,14 @@ from typing import Any
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from corm_jax.config import base_config
+from corm_jax.config import base_config, check_config
 from corm_jax.errors import UserError
 from corm_jax.files import write_json
 from corm_jax.losses.presets import PRESETS
-from corm_jax.models import MODELS, check_image_size, create_model
+from corm_jax.models import MODELS, create_model
 from corm_jax.sharding import create_mesh, put_batch
 from corm_jax.state import abstract_state, create_state
 from corm_jax.steps import make_train_step
@@ -70,18 +71,34 @@ def random_batch(batch_size: int, image_size: int) -> dict[str, np.ndarray]:
     }
 
 
-def prepare(model_name: str, preset: str, arguments: argparse.Namespace) -> Timing:
-    """Compiles a step and warms it up."""
+def make_config(model_name: str, preset: str, arguments: argparse.Namespace) -> ConfigDict:
+    """Returns the config of a preset's steps.
+
+    Raises:
+      UserError: if the model cannot be trained so.
+    """
     config = base_config(preset)
+    config.model.update({"name": model_name, "dtype": arguments.dtype})
     config.data.image_size = arguments.image_size
     config.train.batch_size = arguments.batch_size
     # One optimizer for all models, and steps that move the weights little.
     config.optimizer.update({"name": "sgd", "learning_rate": 1e-6, "warmup_steps": 0})
+    check_config(config)
+    return config
+
+
+def prepare(config: ConfigDict) -> Timing:
+    """Compiles a step and warms it up."""
     mesh = create_mesh(-1, 1)
-    model = create_model(model_name, num_classes=CLASSES, dtype=arguments.dtype)
+    model = create_model(
+        config.model.name,
+        num_classes=CLASSES,
+        dtype=config.model.dtype,
+        head_bias=config.model.head_bias,
+    )
     abstract = abstract_state(config, model, mesh)
     state = create_state(config, model, abstract)
-    batch = put_batch(random_batch(arguments.batch_size, arguments.image_size), mesh)
+    batch = put_batch(random_batch(config.train.batch_size, config.data.image_size), mesh)
     step, _ = make_train_step(config, model, mesh, abstract)
     compiled = step.lower(state, batch).compile()
     megabytes = compiled.memory_analysis().temp_size_in_bytes / 1e6
@@ -93,12 +110,19 @@ def prepare(model_name: str, preset: str, arguments: argparse.Namespace) -> Timi
 
 
 def measure(model_name: str, arguments: argparse.Namespace) -> dict[str, Timing]:
-    """Returns the timings of every preset for one model."""
-    presets = ["erm", *(name for name in arguments.presets if name != "erm")]
-    timings = {
-        preset: prepare(model_name, preset, arguments)
-        for preset in tqdm(presets, desc=f"compiling {model_name}", disable=None)
-    }
+    """Returns the timings of every preset that one model can be trained with.
+
+    Raises:
+      UserError: if it cannot be trained at all.
+    """
+    configs = {"erm": make_config(model_name, "erm", arguments)}
+    for preset in arguments.presets:
+        try:
+            configs[preset] = make_config(model_name, preset, arguments)
+        except UserError as error:
+            print(f"{model_name}: {preset} is left out: {error}", file=sys.stderr)
+    compiling = tqdm(configs.items(), desc=f"compiling {model_name}", disable=None)
+    timings = {preset: prepare(config) for preset, config in compiling}
     for _ in tqdm(range(arguments.rounds), desc=f"timing {model_name}", disable=None):
         for timing in timings.values():
             timing.take()
@@ -158,7 +182,6 @@ def main() -> int:
     )
     try:
         for name in arguments.models:
-            check_image_size(name, arguments.image_size)
             records += report(name, measure(name, arguments))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

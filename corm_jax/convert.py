@@ -13,7 +13,7 @@ import numpy as np
 from corm_jax import model_file
 from corm_jax.description import INTERPOLATIONS, Description
 from corm_jax.errors import UserError, lookup
-from corm_jax.export import fold_normalizer, library_of, timm_config
+from corm_jax.export import add_head_bias, fold_normalizer, library_of, timm_config
 from corm_jax.files import read_json, replacing
 from corm_jax.models import OWN, default_image_size
 from corm_jax.models.normalizer import Statistics
@@ -191,6 +191,7 @@ def write_torch(arguments: argparse.Namespace) -> None:
         origin = {"step": run.step, "metrics": run.metrics}
     else:
         description, variables, origin = model_file.read(arguments.input)
+    description, variables = add_head_bias(description, variables)
     if arguments.fold_normalizer:
         description, variables = fold_normalizer(description, variables)
     model = description.create("float32")

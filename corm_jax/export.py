@@ -48,6 +48,28 @@ def timm_config(description: Description) -> dict[str, Any]:
     }
 
 
+def add_head_bias(
+    description: Description, variables: dict[str, Any]
+) -> tuple[Description, dict[str, Any]]:
+    """Gives a head without bias, which timm's models do not have, one of zeros: the same model.
+
+    Args:
+      description: of the model.
+      variables: of the model.
+
+    Returns:
+      (description with a head bias, variables).
+    """
+    description = dataclasses.replace(description, head_bias=True)
+    shapes = abstract_variables(description.create("float32"), description.image_size)
+    zeros = {
+        path: np.zeros(leaf.shape, leaf.dtype)
+        for path, leaf in flatten_dict(shapes).items()
+        if path[-1] == "bias"
+    }
+    return description, unflatten_dict({**zeros, **flatten_dict(variables)})
+
+
 def fold_normalizer(
     description: Description, variables: dict[str, Any]
 ) -> tuple[Description, dict[str, Any]]:

@@ -13,11 +13,18 @@ BIAS = jnp.asarray(rng.normal(size=CLASSES), jnp.float32)
 
 
 def linear(weights=WEIGHTS, dtype=jnp.float32):
-    """Returns images -> (logits, {}), linear in the pixels, computed in a dtype."""
+    """Returns images -> (logits, intermediates), linear in the pixels, computed in a dtype.
 
-    def forward(images):
-        pixels = images.reshape(len(images), -1).astype(dtype)
-        return (pixels @ weights.astype(dtype)).astype(jnp.float32) + BIAS, {}
+    Its maps are the images; its bias is spread evenly over the class maps.
+    """
+
+    def forward(images, maps_offset=0.0):
+        maps = images + maps_offset
+        pixels = maps.reshape(len(images), -1).astype(dtype)
+        logits = (pixels @ weights.astype(dtype)).astype(jnp.float32) + BIAS
+        kernels = weights.reshape(SIZE, SIZE, 3, CLASSES)
+        class_maps = jnp.einsum("bhwk,hwkc->bhwc", maps, kernels) + BIAS / SIZE**2
+        return logits, {"maps": maps, "class_maps": class_maps}
 
     return forward
 

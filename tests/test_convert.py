@@ -1,5 +1,6 @@
 """Conversion on the command line: round trips, and files that are wrong."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -98,6 +99,7 @@ def test_a_model_file_holds_flax_variables_and_what_they_are(
         "image_size": SIZE,
         "center_crop_share": 0.9,
         "interpolation": "bicubic",
+        "head_bias": True,
     }
     digest = subprocess.run(["sha256sum", source], capture_output=True, text=True, check=True)
     assert origin == {"file": source.name, "sha256": digest.stdout.split()[0]}
@@ -150,6 +152,24 @@ def test_the_config_beside_an_export_is_timms(
         "mean": [0.5, 0.5, 0.5],
         "std": [0.5, 0.5, 0.5],
     }
+
+
+def test_a_head_without_bias_is_kept_in_our_files_and_exported_with_one_of_zeros(
+    state_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    first, ours, exported = (tmp_path / name for name in ("1.safetensors", "2.safetensors", "e.npz"))
+    from_torch(state_file(), first, RESNET)
+    description, variables, origin = model_file.read(first)
+    del variables["params"]["fc"]["bias"]
+    description = dataclasses.replace(description, head_bias=False)
+    model_file.write(ours, model_file.Model(description, variables, origin))
+    assert model_file.read(ours).description == description
+    assert convert("to-torch", ours, f"--output={exported}") == 0
+    state, _ = read(exported)
+    expected = torch_state(RESNET) | {"fc.bias": np.zeros(5, np.float32)}
+    assert state.keys() == expected.keys()
+    for key, array in expected.items():
+        np.testing.assert_array_equal(state[key], array)
 
 
 def test_models_that_timm_lacks_are_exported_with_a_note(

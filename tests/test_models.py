@@ -72,6 +72,7 @@ def test_resnet_intermediates():
         "stage2": (2, 28, 28, 512),
         "stage3": (2, 14, 14, 1024),
         "stage4": (2, 7, 7, 2048),
+        "maps": (2, 7, 7, 2048),
         "pre_logits": (2, 2048),
     }
 
@@ -79,7 +80,7 @@ def test_resnet_intermediates():
 def test_vit_intermediates():
     _, (_, intermediates) = shapes_of("vit_tiny_patch16_224")
     expected = {f"block{index:02d}": (2, 197, 192) for index in range(12)}
-    expected |= {"tokens": (2, 197, 192), "pre_logits": (2, 192)}
+    expected |= {"tokens": (2, 197, 192), "maps": (2, 14, 14, 192), "pre_logits": (2, 192)}
     assert {name: leaf.shape for name, leaf in intermediates.items()} == expected
 
 

@@ -26,6 +26,18 @@ def test_steps_are_compared_with_erms(tmp_path: Path) -> None:
     assert done.stdout.count("| rrr |") == 1
 
 
+def test_a_preset_that_a_model_cannot_have_is_left_out_with_a_note(tmp_path: Path) -> None:
+    path = tmp_path / "objectives.json"
+    name = "deit_tiny_patch16_224"
+    small = ("--image_size=16", "--batch_size=8", "--rounds=1", "--models", name)
+    done = run(*small, "--presets", "cfce", "--json", str(path))
+    assert done.returncode == 0, done.stderr
+    assert f"{name}: cfce is left out: config.terms.core_focused: cfce needs" in done.stderr
+    assert [record["name"] for record in json.loads(path.read_text())] == [
+        f"{kind}/{name}/erm" for kind in ("step_over_erm", "processor_over_erm", "step_memory")
+    ]
+
+
 def test_an_image_size_that_the_model_cannot_take_is_one_line() -> None:
     done = run("--image_size=15", "--models", "vit_nano_patch8_48")
     assert done.returncode == 1

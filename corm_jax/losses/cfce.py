@@ -26,8 +26,8 @@ def cfce(forward: Forward, batch: Batch, key: jax.Array, *, without_mask: str) -
     Read from the source: contrastive CAMs as differences of CAMs between classes, the head without
     bias, the absolute value outside the core. Project choices:
       - Soft targets t: loss = log sum_c exp(core_c + outside_c) - sum_c t_c core_c with core_c =
-        sum(m * CAM_c), outside_c = sum((1 - m) * |D_c|), y the class of the largest target. For hard
-        targets it is the same.
+        sum(m * CAM_c), outside_c = sum((1 - m) * |D_c|), y the class of the largest target. It is
+        the same for hard targets.
       - What is unknown (mask_valid 0) counts as in cross entropy: m is 1 - non_core, and an image
         without mask has its cross entropy.
     The source also removes the last stage's norms, ReLU and stride; here the model stays as it is.

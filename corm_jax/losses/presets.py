@@ -141,7 +141,7 @@ def cam() -> Terms:
     Source: the energy loss of Rao et al. 2023 (arXiv:2303.11932). HiResCAM, which shows what the
     head uses, and the weight are project choices.
     """
-    alignment = {"term": "cam_alignment", "weight": 1.0, "method": "hires_cam", "loss": "energy"}
+    alignment = _term("cam_alignment", method="hires_cam", loss="energy")
     return {"clean": dict(CLEAN), "alignment": alignment}
 
 
@@ -150,7 +150,7 @@ def cfce() -> Terms:
 
     Its models have a head without bias on the mean of maps.
     """
-    return {"core_focused": {"term": "cfce", "weight": 1.0, "without_mask": "clean"}}
+    return {"core_focused": _term("cfce", without_mask="clean")}
 
 
 PRESETS: dict[str, Callable[[], Terms]] = {

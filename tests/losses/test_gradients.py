@@ -190,9 +190,9 @@ def test_terms_of_a_step_share_passes_of_equal_images(preset, make_model, passes
     objective = Objective(config, model)
     seen = []
 
-    def counted(self, state, params, images):
+    def counted(self, state, params, images, **inputs):
         seen.append(images)
-        return apply(self, state, params, images)
+        return apply(self, state, params, images, **inputs)
 
     apply = Objective._apply
     monkeypatch.setattr(Objective, "_apply", counted)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from corm_jax.masks.resample import resample, validity
+from corm_jax.masks.resample import area_average, resample, validity
 
 SIZE, GRID = 6, (3, 4)
 edge = st.floats(-1.5, 2.5, width=32)
@@ -91,3 +91,14 @@ def test_validity_counts_the_pixels_within_the_frame(
     """Of 6 columns over [-1, 1], 3 are in the frame; over [0.5, 2.5], 1.5 columns wide, 1 or 2."""
     found = np.asarray(validity(np.array([window], np.float32), SIZE))
     assert found.sum() == SIZE * columns
+
+
+@pytest.mark.parametrize("grid", [(2, 3), (5, 4), (6, 7), (1, 1)])
+def test_area_average_is_the_mean_of_repeated_pixels(grid: tuple[int, int]) -> None:
+    maps = np.random.default_rng(0).random((2, 4, 6, 3), np.float32)
+    height, width = grid
+    # Both pixels and cells are whole numbers of these parts.
+    parts = maps.repeat(height, axis=1).repeat(width, axis=2)
+    expected = parts.reshape(2, height, 4, width, 6, 3).mean(axis=(2, 4))
+    found = area_average(maps, height, width)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
