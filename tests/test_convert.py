@@ -157,7 +157,9 @@ def test_the_config_beside_an_export_is_timms(
 def test_a_head_without_bias_is_kept_in_our_files_and_exported_with_one_of_zeros(
     state_file: Callable[..., Path], tmp_path: Path
 ) -> None:
-    first, ours, exported = (tmp_path / name for name in ("1.safetensors", "2.safetensors", "e.npz"))
+    first, ours, exported = (
+        tmp_path / name for name in ("1.safetensors", "2.safetensors", "e.npz")
+    )
     from_torch(state_file(), first, RESNET)
     description, variables, origin = model_file.read(first)
     del variables["params"]["fc"]["bias"]
