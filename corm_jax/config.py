@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 from ml_collections import ConfigDict
 
 from corm_jax.errors import UserError, lookup
@@ -30,6 +31,9 @@ def base_config(objective: str) -> ConfigDict:
     # from initial_weight to weight over transition_steps steps; with 0 of them it is constant.
     config.terms = ConfigDict(preset(objective))
     config.control = "none"  # wrong masks in training: a key of corm_jax.losses.controls.CONTROLS
+
+    config.init = ""  # workdir of a finished run, or file of weights, to start from; "" is random
+    config.fresh_head = False  # a random classifier even where init's fits
 
     config.model = ConfigDict()
     config.model.name = "vit_nano_patch8_48"  # a key of corm_jax.models.MODELS
@@ -70,6 +74,8 @@ def base_config(objective: str) -> ConfigDict:
     optimizer.b2 = 0.999  # adamw's
     optimizer.weight_decay = 0.05  # of kernels
     optimizer.clip_norm = 1.0  # of the whole gradient, 0 for none
+    optimizer.trainable = "all"  # or head: the classifier alone, all else stays as it is
+    optimizer.layer_decay = 1.0  # factor on the learning rate for each layer away from the head
 
     config.mesh = ConfigDict()
     config.mesh.data = -1  # devices along the data axis, -1 for all that fsdp leaves
@@ -154,6 +160,7 @@ BOUNDS: dict[str, Bound] = {
     "optimizer.b2": Bound(0, 1 - 1e-9),
     "optimizer.weight_decay": NOT_NEGATIVE,
     "optimizer.clip_norm": NOT_NEGATIVE,
+    "optimizer.layer_decay": Bound(0, 1, open_low=True),
     "eval.every": AT_LEAST_ONE,
     "eval.subset": NOT_NEGATIVE,
     "eval.batch_size": AT_LEAST_ONE,
@@ -208,9 +215,15 @@ def check_config(config: ConfigDict) -> None:
     lookup(CONTROLS, config.control, "control")
     build(config.terms.to_dict())
     check_objective(config.objective, config.terms.to_dict())
-    _check_head(config)
+    model = _check_model(config)
     check_image_size(config.model.name, config.data.image_size)
-    create_optimizer(config)
+    create_optimizer(config, model)
+    if config.optimizer.trainable != "all" and not config.init:
+        raise UserError(
+            f"config.optimizer.trainable={config.optimizer.trainable} keeps the rest of the model "
+            "as it starts, which takes a trained one: --config.init=DIR, the workdir of a finished "
+            "run such as runs/demo/vit_erm, or a file of weights"
+        )
     if config.checkpoint.best not in BEST_METRICS:
         raise UserError(
             f"config.checkpoint.best={config.checkpoint.best!r}; valid: {', '.join(BEST_METRICS)}"
@@ -220,8 +233,8 @@ def check_config(config: ConfigDict) -> None:
 BEST_METRICS = ("clean", "core", "rcs")
 
 
-def _check_head(config: ConfigDict) -> None:
-    """Refuses an unknown model, and for a term of cfce one whose logits are no sums of maps."""
+def _check_model(config: ConfigDict) -> nn.Module:
+    """Returns the model; refuses for a term of cfce one whose logits are no sums of maps."""
     name, head_bias = config.model.name, config.model.head_bias
     model = create_model(name, num_classes=2, dtype=config.model.dtype, head_bias=head_bias)
     for label in (label for label, term in config.terms.items() if term.term == "cfce"):
@@ -235,6 +248,7 @@ def _check_head(config: ConfigDict) -> None:
                 f"config.terms.{label}: cfce needs a head on the mean of maps, and {name} has a "
                 "class token; set config.model.name to a ResNet or to vit_base_patch16_gap_224"
             )
+    return model
 
 
 def refuse_other_config(config: ConfigDict, workdir: Path) -> None:

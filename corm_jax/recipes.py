@@ -49,6 +49,30 @@ def resnet(argument: str, *, objective: str) -> ConfigDict:
     return config
 
 
+def finetune(argument: str) -> ConfigDict:
+    """Returns the config of a last-layer method, on a model that `config.init` names.
+
+    Args:
+      argument: "VARIANT,METHOD": demo, imagenet or folder, and a key of `METHODS`.
+
+    Raises:
+      UserError: for an unknown variant or method; names the nearest one.
+    """
+    variant, _, method = argument.partition(",")
+    objective, fresh_head = lookup(METHODS, method, "method")
+    config = vit(f"{variant},{objective}", objective=objective)
+    config.fresh_head = fresh_head
+    config.optimizer.trainable = "head"
+    config.train.steps = FINETUNE_STEPS[variant]
+    config.optimizer.warmup_steps = 0
+    return config
+
+
+# Method -> (objective, whether the head starts from random weights).
+METHODS = {"dfr": ("dfr", True), "core_head": ("corm", False)}
+FINETUNE_STEPS = {"demo": 300, "folder": 300, "imagenet": 1_250}
+
+
 def _base(argument: str, objective: str) -> tuple[ConfigDict, str]:
     variant, _, other = argument.partition(",")
     config = base_config(other or objective)

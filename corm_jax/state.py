@@ -1,5 +1,6 @@
 """Optimizer, learning rate schedule and train state."""
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax
@@ -11,7 +12,10 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from corm_jax.errors import UserError, lookup
+from corm_jax.models.layers import depths, heads
 from corm_jax.sharding import state_shardings
+
+Variables = dict[str, Any]
 
 
 @flax.struct.dataclass
@@ -22,7 +26,7 @@ class TrainState:
       step: int32 scalar, steps taken.
       params: float32 parameters.
       batch_stats: float32 running averages of batch normalisation, {} without it.
-      opt_state: the optimizer's state.
+      opt_state: the optimizer's state, of the parameters that it trains alone.
       ema: variables to evaluate with, exponential moving averages of `params` and `batch_stats`
         ({"params", "batch_stats"}); {} without averaging.
     """
@@ -35,7 +39,11 @@ class TrainState:
 
     def eval_variables(self) -> dict[str, Any]:
         """Returns the variables to evaluate with: the averaged ones where there are any."""
-        return self.ema or {"params": self.params, "batch_stats": self.batch_stats}
+        return self.ema or self.variables()
+
+    def variables(self) -> Variables:
+        """Returns {"params", "batch_stats"}."""
+        return {"params": self.params, "batch_stats": self.batch_stats}
 
 
 def learning_rate_schedule(config: ConfigDict) -> optax.Schedule:
@@ -65,18 +73,70 @@ def decay_mask(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
 
 
-def create_optimizer(config: ConfigDict) -> optax.GradientTransformation:
+def changing(config: ConfigDict, model: nn.Module, variables: Variables) -> Variables:
+    """Returns the part of a model's variables that training changes.
+
+    Args:
+      config: the run's config.
+      model: whose variables they are.
+      variables: {"params", "batch_stats"}.
+
+    Returns:
+      {"params", "batch_stats"}: all of them, or the classifier's parameters alone.
+
+    Raises:
+      UserError: if `config.optimizer.trainable` is unknown, or it is "head" and the model does not
+        say what its head is.
+    """
+    select = lookup(TRAINABLE, config.optimizer.trainable, "config.optimizer.trainable")
+    return select(model, variables)
+
+
+def _all(model: nn.Module, variables: Variables) -> Variables:
+    del model
+    return variables
+
+
+def _head(model: nn.Module, variables: Variables) -> Variables:
+    params = variables["params"]
+    head = {name: params[name] for name in heads(model) if name in params}
+    return {"params": head, "batch_stats": {}}
+
+
+TRAINABLE: dict[str, Callable[[nn.Module, Variables], Variables]] = {"all": _all, "head": _head}
+
+
+def create_optimizer(config: ConfigDict, model: nn.Module) -> optax.GradientTransformation:
     """Creates AdamW or SGD with Nesterov momentum, with clipping before it if configured.
+
+    It takes the parameters that are `changing`. A layer's steps, weight decay included, are
+    multiplied by `layer_decay` to the power of the layers between it and the top (BEiT: Bao et al.
+    2021, arXiv:2106.08254).
 
     Raises:
       UserError: if the optimizer is unknown (names the nearest one) or the schedule impossible.
     """
+    optimizer = config.optimizer
     return optax.chain(
-        optax.clip_by_global_norm(config.optimizer.clip_norm)
-        if config.optimizer.clip_norm
+        optax.clip_by_global_norm(optimizer.clip_norm) if optimizer.clip_norm else optax.identity(),
+        lookup(OPTIMIZERS, optimizer.name, "optimizer")(config),
+        _scale_by_depth(model, optimizer.layer_decay)
+        if optimizer.layer_decay < 1
         else optax.identity(),
-        lookup(OPTIMIZERS, config.optimizer.name, "optimizer")(config),
     )
+
+
+def _scale_by_depth(model: nn.Module, decay: float) -> optax.GradientTransformation:
+    def scale(updates: Any, params: Any) -> Any:
+        del params
+        depth = depths(model, updates)
+        top = max(depth.values())
+        return {
+            name: optax.tree_utils.tree_scale(decay ** (top - depth[name]), tree)
+            for name, tree in updates.items()
+        }
+
+    return optax.stateless(scale)
 
 
 def _adamw(config: ConfigDict) -> optax.GradientTransformation:
@@ -103,7 +163,7 @@ OPTIMIZERS = {"adamw": _adamw, "sgd": _sgd}
 
 def abstract_state(config: ConfigDict, model: nn.Module, mesh: Mesh) -> TrainState:
     """Returns the train state's shapes, dtypes and shardings, nothing allocated."""
-    shapes = jax.eval_shape(lambda: _initialize(config, model))
+    shapes = jax.eval_shape(lambda: _initialize(config, model, {}))
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         shapes,
@@ -111,23 +171,41 @@ def abstract_state(config: ConfigDict, model: nn.Module, mesh: Mesh) -> TrainSta
     )
 
 
-def create_state(config: ConfigDict, model: nn.Module, abstract: TrainState) -> TrainState:
-    """Initialises the train state from `config.seed`, each array where `abstract` places it."""
+def create_state(
+    config: ConfigDict,
+    model: nn.Module,
+    abstract: TrainState,
+    trained: Mapping[str, Any] | None = None,
+) -> TrainState:
+    """Initialises the train state, each array where `abstract` places it.
+
+    Args:
+      config: the run's config; what is not trained yet is drawn from `config.seed`.
+      model: maps images to (logits, intermediates).
+      abstract: from `abstract_state`.
+      trained: variables to start from, as `corm_jax.init.fit` returns them.
+    """
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    return jax.jit(lambda: _initialize(config, model), out_shardings=shardings)()
+    create = jax.jit(
+        lambda variables: _initialize(config, model, variables), out_shardings=shardings
+    )
+    return create(trained or {})
 
 
-def _initialize(config: ConfigDict, model: nn.Module) -> TrainState:
+def _initialize(config: ConfigDict, model: nn.Module, trained: Mapping[str, Any]) -> TrainState:
     size = config.data.image_size
     images = jnp.zeros((1, size, size, 3), jnp.float32)
     variables = {
         "batch_stats": {},
         **model.init(jax.random.key(config.seed), images, train=False),
     }
+    variables = {name: {**tree, **trained.get(name, {})} for name, tree in variables.items()}
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         **variables,
-        opt_state=create_optimizer(config).init(variables["params"]),
+        opt_state=create_optimizer(config, model).init(
+            changing(config, model, variables)["params"]
+        ),
         # Copies: the step donates the state, and one buffer cannot be donated twice.
         ema=jax.tree.map(jnp.copy, variables) if config.train.ema_decay else {},
     )

@@ -21,7 +21,7 @@ from corm_jax.losses.terms import build, cross_entropy
 from corm_jax.losses.types import Batch, Forward, Outputs, Term
 from corm_jax.masks import resample
 from corm_jax.sharding import batch_sharding, replicated
-from corm_jax.state import TrainState, create_optimizer
+from corm_jax.state import TrainState, changing, create_optimizer
 
 Metrics = dict[str, jax.Array]
 
@@ -77,6 +77,9 @@ class Objective:
           UserError: if a term, a parameter or the control is unknown; names it.
         """
         self._model = model
+        # A frozen trunk runs as in evaluation: by its running averages, which stay as they are.
+        self._train = config.optimizer.trainable == "all"
+        self.changing = partial(changing, config, model)
         self._terms: dict[str, tuple[float | optax.Schedule, Term]]
         self._terms = build(config.terms.to_dict())
         self._control = lookup(CONTROLS, config.control, "control")
@@ -116,7 +119,13 @@ class Objective:
         return weight * value, {f"terms/{label}/{name}": log for name, log in logs.items()}
 
     def total(self, params: Any, state: TrainState, batch: Batch) -> tuple[jax.Array, Any]:
-        """Returns (loss, (logs, new running averages))."""
+        """Returns (loss, (logs, new running averages)).
+
+        Args:
+          params: that are `changing`; the others are the state's.
+          state: the train state.
+          batch: from `batch`.
+        """
         total, metrics = jnp.zeros((), jnp.float32), {}
         forward, key = self._forward(state, params), self._key(state.step)
         batch = {**batch, "views": {}}
@@ -144,17 +153,18 @@ class Objective:
     def _apply(
         self, state: TrainState, params: Any, images: jax.Array, **inputs: jax.Array
     ) -> tuple[Outputs, Any]:
-        variables = {"params": params, "batch_stats": state.batch_stats}
+        variables = {"params": {**state.params, **params}, "batch_stats": state.batch_stats}
         outputs, updates = self._model.apply(
-            variables, images, train=True, mutable=["batch_stats"], **inputs
+            variables, images, train=self._train, mutable=["batch_stats"], **inputs
         )
         return outputs, updates.get("batch_stats", {})
 
     def diagnose(self, state: TrainState, batch: Batch) -> Metrics:
         """Returns each weighted term's `gradient_norm`, and its `gradient_cosine` if it has one.
 
-        The norm is L2, over all parameters. The cosine is that of the angle between the gradients
-        of the term and of the objective's first cross entropy (`REFERENCES`); 0 where one is zero.
+        The norm is L2, over all parameters that are trained. The cosine is that of the angle
+        between the gradients of the term and of the objective's first cross entropy (`REFERENCES`);
+        0 where one is zero.
         """
         batch, key = self.batch(batch, state.step), self._key(state.step)
 
@@ -163,7 +173,7 @@ class Objective:
                 forward = self._forward(state, params)
                 return self.term(label, forward, batch, state.step, key)[0]
 
-            return jax.grad(loss)(state.params)
+            return jax.grad(loss)(self.changing(state.variables())["params"])
 
         gradients = {label: gradient(label) for label in self._terms}
         norms = {label: _norm(tree) for label, tree in gradients.items()}
@@ -198,21 +208,26 @@ def make_train_step(
       term, so it runs where something is logged, not in every step.
     """
     objective = Objective(config, model)
-    optimizer = create_optimizer(config)
+    optimizer = create_optimizer(config, model)
     decay = config.train.ema_decay
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         batch = objective.batch(batch, state.step)
         gradient = jax.value_and_grad(objective.total, has_aux=True)
-        (loss, (metrics, batch_stats)), gradients = gradient(state.params, state, batch)
+        trained = objective.changing(state.variables())["params"]
+        (loss, (metrics, batch_stats)), gradients = gradient(trained, state, batch)
         # Optax mixes its integer counts with floats, where everything here promotes strictly.
         with jax.numpy_dtype_promotion("standard"):
-            updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+            updates, opt_state = optimizer.update(gradients, state.opt_state, trained)
+        trained = optax.apply_updates(trained, updates)
+        params = {**state.params, **trained}
         ema = state.ema
         if decay:
+            # Of what changes alone: an average of equal numbers may round to another.
             variables = {"params": params, "batch_stats": batch_stats}
-            ema = optax.incremental_update(variables, ema, 1.0 - decay)
+            new, old = objective.changing(variables), objective.changing(ema)
+            averages = optax.incremental_update(new, old, 1.0 - decay)
+            ema = {name: {**ema[name], **tree} for name, tree in averages.items()}
         metrics |= {
             "loss": loss,
             "gradient_norm": _norm(gradients),

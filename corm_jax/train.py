@@ -13,7 +13,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from corm_jax import report
+from corm_jax import init, report
 from corm_jax.checkpoint import Checkpoints
 from corm_jax.config import check_config, refuse_other_config
 from corm_jax.data.dataset import Dataset, open_dataset, training_loader
@@ -22,6 +22,7 @@ from corm_jax.description import Description
 from corm_jax.errors import UserError
 from corm_jax.files import read_json, write_json
 from corm_jax.models import create_model
+from corm_jax.models.normalizer import Statistics
 from corm_jax.progress import History, ProgressLine, SilentTerms
 from corm_jax.run_evaluation import RunEvaluation
 from corm_jax.sharding import create_mesh, put_batch
@@ -43,13 +44,16 @@ class Setup:
     evaluation: RunEvaluation
 
 
-def set_up(config: ConfigDict) -> Setup:
-    """Checks the config and opens the data; writes nothing but prepared embedded data.
+def set_up(config: ConfigDict, statistics: Statistics | None) -> Setup:
+    """Opens the data; writes nothing but prepared embedded data.
+
+    Args:
+      config: checked.
+      statistics: of the model's input normaliser, None for its own.
 
     Raises:
       UserError: for a config or data that cannot be used; says what to do.
     """
-    check_config(config)
     mesh = create_mesh(config.mesh.data, config.mesh.fsdp)
     for key in ("train", "eval"):
         if config[key].batch_size % mesh.size:
@@ -64,6 +68,7 @@ def set_up(config: ConfigDict) -> Setup:
         dtype=config.model.dtype,
         head_bias=config.model.head_bias,
     )
+    model = model.clone(statistics=statistics or model.statistics)
     shard = (jax.process_index(), jax.process_count())
     return Setup(
         config=config,
@@ -95,17 +100,22 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     if finished.exists():
         logger.info("%s is finished; remove it to train again", workdir)
         return read_json(finished)
-    setup = set_up(config)
+    check_config(config)
+    source = init.load(config, workdir)
+    setup = set_up(config, source and source.description.statistics)
     abstract = abstract_state(config, setup.model, setup.mesh)
+    names = setup.dataset.class_names
+    trained = source and init.fit(source, config, setup.model, abstract, names)
     write_json(workdir / "config.json", config.to_dict())
     write_json(workdir / "model.json", _describe(setup).to_json())
     checkpoints = Checkpoints(workdir / "checkpoints", best=config.checkpoint.best)
     restored = checkpoints.restore(abstract)
     if restored is None:
-        state = create_state(config, setup.model, abstract)
+        state = create_state(config, setup.model, abstract, trained)
         run = {"position": 0, "seconds": 0.0, "skipped": {}}
     else:
         state, run = restored
+    del source, trained  # the host's memory of them
     start = run["position"] // config.train.batch_size
     if start:
         logger.info("going on from the checkpoint of step %d", start)

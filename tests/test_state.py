@@ -52,12 +52,12 @@ def test_schedule_without_warm_up_starts_at_the_peak():
 
 def test_warm_up_as_long_as_the_training_is_refused():
     with pytest.raises(UserError, match=r"optimizer\.warmup_steps=10 .*train\.steps=10"):
-        create_optimizer(make_config(10, warmup_steps=10))
+        create_optimizer(make_config(10, warmup_steps=10), make_vit())
 
 
 def test_unknown_optimizer_names_the_nearest():
     with pytest.raises(UserError, match="did you mean 'adamw'"):
-        create_optimizer(make_config(name="adam"))
+        create_optimizer(make_config(name="adam"), make_vit())
 
 
 def test_only_kernels_decay():
@@ -78,7 +78,7 @@ def test_only_kernels_decay():
 
 def run(config, params, gradients):
     """Returns the parameters after each gradient."""
-    optimizer = create_optimizer(config)
+    optimizer = create_optimizer(config, make_vit())
     params = jax.tree.map(jnp.float32, params)
     state, history = optimizer.init(params), []
     for gradient in gradients:

@@ -113,6 +113,17 @@ def pgd() -> Terms:
     return {"clean": dict(CLEAN), "attack": attack}
 
 
+def dfr() -> Terms:
+    """Cross entropy before another image's background, alone; see `configs/finetune.py`.
+
+    Source: deep feature reweighting (Kirichenko, Izmailov and Wilson 2022, arXiv:2204.02937), which
+    fits the last layer anew where the spurious feature does not tell the class. There this is a
+    held-out set with as many images of each group, here, by masks instead of group labels, every
+    image before a background drawn without regard to the class: a project choice.
+    """
+    return {"swapped": background_swap()["swapped"]}
+
+
 def background_swap() -> Terms:
     """Clean cross entropy, and that before another image's background.
 
@@ -162,6 +173,7 @@ PRESETS: dict[str, Callable[[], Terms]] = {
     "rrr": rrr,
     "pgd": pgd,
     "background_swap": background_swap,
+    "dfr": dfr,
     "consistency": consistency,
     "cam": cam,
     "cfce": cfce,

@@ -72,6 +72,26 @@ def sincos_positions(rows: int, columns: int, width: int) -> jax.Array:
     return jnp.pad(table, ((0, 0), (0, width - table.shape[1])))
 
 
+def resample_positions(table: jax.Array, old: int, new: int) -> jax.Array:
+    """Interpolates position embeddings to another number of patches, bicubically.
+
+    As timm's `resample_abs_pos_embed`: smoothed before the grid gets coarser; rows before the
+    patches', of class and distillation tokens, stay.
+
+    Args:
+      table: float32 [1, tokens + old * old, D], patches row by row.
+      old: patches along a side.
+      new: patches along a side.
+
+    Returns:
+      float32 [1, tokens + new * new, D].
+    """
+    tokens, width = table.shape[1] - old * old, table.shape[2]
+    grid = jnp.asarray(table[:, tokens:]).reshape(1, old, old, width)
+    grid = jax.image.resize(grid, (1, new, new, width), "bicubic", precision="highest")
+    return jnp.concatenate([table[:, :tokens], grid.reshape(1, new * new, width)], axis=1)
+
+
 class PatchEmbed(nn.Module):
     """A linear projection of patches: a convolution whose stride is its kernel's size.
 
