@@ -17,7 +17,8 @@ usage: python -m corm_jax.main --config=FILE[:VARIANT[,OBJECTIVE]] [--workdir=DI
 Trains, evaluates and writes results.json, curves.png, examples.png and TensorBoard events.
 The same command goes on with a run that was stopped.
 
-  --config   configs/vit_corm.py, vit_erm.py, resnet_corm.py or resnet_erm.py
+  --config   configs/vit_corm.py, vit_erm.py, resnet_corm.py or resnet_erm.py; finetune.py:VARIANT,dfr
+             or :VARIANT,core_head trains the head alone of what --config.init=DIR trained
   VARIANT    demo (the default: data that is drawn on this machine), folder or imagenet
   OBJECTIVE  erm, noise, corm, corm_two_term, corm_hi, rrr, pgd, background_swap, dfr or
              consistency instead of the file's

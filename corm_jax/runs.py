@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from corm_jax.checkpoint import Checkpoints
+from corm_jax.config import base_config
 from corm_jax.description import Description
 from corm_jax.errors import UserError, lookup
 from corm_jax.files import read_json
@@ -53,6 +54,12 @@ def load_run(workdir: Path, which: str = "latest") -> Run:
             "the end: python -m corm_jax.main --config=FILE --workdir=DIR"
         )
     config = ConfigDict(read_json(workdir / "config.json"))
+    missing = [key for key in base_config("erm").optimizer if key not in config.optimizer]
+    if missing:
+        raise UserError(
+            f"{workdir} was trained by an older corm_jax (config.optimizer.{missing[0]} is missing)"
+            "; train it again"
+        )
     path = workdir / "model.json"
     description = Description.from_json(read_json(path), str(path))
     model = description.create(config.model.dtype)

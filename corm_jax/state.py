@@ -117,13 +117,13 @@ def create_optimizer(config: ConfigDict, model: nn.Module) -> optax.GradientTran
       UserError: if the optimizer is unknown (names the nearest one) or the schedule impossible.
     """
     optimizer = config.optimizer
-    return optax.chain(
+    parts = [
         optax.clip_by_global_norm(optimizer.clip_norm) if optimizer.clip_norm else optax.identity(),
         lookup(OPTIMIZERS, optimizer.name, "optimizer")(config),
-        _scale_by_depth(model, optimizer.layer_decay)
-        if optimizer.layer_decay < 1
-        else optax.identity(),
-    )
+    ]
+    if optimizer.layer_decay < 1:
+        parts.append(_scale_by_depth(model, optimizer.layer_decay))
+    return optax.chain(*parts)
 
 
 def _scale_by_depth(model: nn.Module, decay: float) -> optax.GradientTransformation:
