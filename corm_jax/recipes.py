@@ -64,13 +64,14 @@ def finetune(argument: str) -> ConfigDict:
     config.fresh_head = fresh_head
     config.optimizer.trainable = "head"
     config.train.steps = FINETUNE_STEPS[variant]
+    config.optimizer.learning_rate = 1e-2
     config.optimizer.warmup_steps = 0
     return config
 
 
 # Method -> (objective, whether the head starts from random weights).
 METHODS = {"dfr": ("dfr", True), "core_head": ("corm", False)}
-FINETUNE_STEPS = {"demo": 300, "folder": 300, "imagenet": 1_250}
+FINETUNE_STEPS = {"demo": 300, "folder": 300, "imagenet": 1_250}  # an epoch of ImageNet
 
 
 def _base(argument: str, objective: str) -> tuple[ConfigDict, str]:
