@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import flax.linen as nn
+import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
@@ -131,7 +132,7 @@ def fit(
       class_names: of the run's data.
 
     Returns:
-      variables as `corm_jax.state.create_state` takes them, without the classifier where that
+      variables as `corm_jax.state.create_state` takes them, numpy arrays, without the classifier where that
       starts afresh; none if the source has none.
 
     Raises:
@@ -139,7 +140,8 @@ def fit(
     """
     if source.variables is None:
         return {}
-    given = flatten_dict(source.variables, sep="/")
+    # On the host: a run's are on one device, and go to all of the mesh.
+    given = flatten_dict(jax.device_get(source.variables), sep="/")
     expected = {
         key: leaf.shape for key, leaf in flatten_dict(abstract.variables(), sep="/").items()
     }
