@@ -51,6 +51,7 @@ def base_config(objective: str) -> ConfigDict:
     data.validation_split = "validation"
     data.counterfactual_split = "counterfactual"  # "" if there is none
     data.validation_share = 0.2  # for source=folder: of each class
+    data.selection_share = 0.0  # of each class's training images: set aside to select models by
     data.image_size = 48  # height and width in pixels
     data.crop_area_min = 0.6  # share of the image's area that a training crop takes
     data.crop_area_max = 1.0
@@ -144,6 +145,7 @@ SHARE = Bound(0, 1)
 BOUNDS: dict[str, Bound] = {
     "seed": Bound(0, 2**31 - 1),
     "data.validation_share": Bound(0, 0.99, open_low=True),
+    "data.selection_share": Bound(0, 0.99),
     "data.image_size": Bound(8),
     "data.crop_area_min": Bound(0, 1, open_low=True),
     "data.crop_area_max": Bound(0, 1, open_low=True),

@@ -37,6 +37,7 @@ def results(
     config: ConfigDict,
     *,
     metrics: dict[str, float],
+    selection: dict[str, float],
     extra: dict[str, dict[str, float]],
     seconds: float,
     skipped: list[str],
@@ -47,6 +48,7 @@ def results(
     Args:
       config: the run's config.
       metrics: of the final evaluation on the validation split.
+      selection: the same on the images that `config.data.selection_share` sets aside, if any.
       extra: of each extra set: clean, clean_plain, images, and how many classes occur in it.
       seconds: time spent on training steps and their compilation.
       skipped: images that could not be decoded.
@@ -61,6 +63,7 @@ def results(
         "control": config.control,
         "model": config.model.name,
         "metrics": metrics,
+        "selection": selection,
         "definitions": definitions,
         "extra_sets": {
             name: {"images": found["images"], "classes": found["classes"]}

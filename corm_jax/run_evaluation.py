@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from corm_jax.data.dataset import Dataset, evaluation_loader, occurring_classes
+from corm_jax.data.dataset import Dataset, Split, evaluation_loader, occurring_classes
 from corm_jax.data.pairs import PairedLoader, pair
 from corm_jax.data.pipeline import Loader
 from corm_jax.evaluate import PROTOCOLS, EvalStep, evaluate, make_eval_step
@@ -24,12 +24,14 @@ class Final:
 
     Attributes:
       metrics: of the validation split.
+      selection: the same of the images that `config.data.selection_share` sets aside, if any.
       extra: of each extra set, with its number of `classes`.
       skipped: where the images are that could not be decoded.
       examples: a batch of the validation split, as the `ablations` protocol takes it.
     """
 
     metrics: dict[str, float]
+    selection: dict[str, float]
     extra: dict[str, dict[str, float]]
     skipped: list[str]
     examples: dict[str, Any]
@@ -69,16 +71,14 @@ class RunEvaluation:
         return self._evaluate(self._steps["complement"], variables, loader, count, "validation")
 
     def final(self, variables: Any) -> Final:
-        """Evaluates on all of the validation split and of the extra sets."""
+        """Evaluates on all of the validation split, of what is set aside, and of the extra sets."""
         dataset = self._dataset
-        logger.info("evaluating on %d validation images", len(dataset.validation.images))
-        loader, count = evaluation_loader(self._config, dataset.validation, self._shard)
-        metrics = self._evaluate(self._steps["complement"], variables, loader, count, "validation")
-        pairs = pair(self._config, loader)
-        metrics |= self._evaluate(
-            self._steps["ablations"], variables, pairs, count, "other backgrounds"
-        )
-        skipped, extra = list(loader.skipped.values()), {}
+        metrics, pairs, skipped = self._all(variables, dataset.validation, "validation")
+        selection: dict[str, float] = {}
+        if dataset.selection is not None:
+            selection, _, more = self._all(variables, dataset.selection, "selection")
+            skipped += more
+        extra = {}
         for name, split in dataset.extra.items():
             logger.info("evaluating on %d images of %s", len(split.images), name)
             classes = occurring_classes(name, split)
@@ -87,7 +87,20 @@ class RunEvaluation:
             extra[name] = self._evaluate(protocol, variables, loader, count, name)
             extra[name]["classes"] = int(classes.sum())
             skipped += loader.skipped.values()
-        return Final(metrics, extra, skipped, examples=next(pairs.batches(0, 1)))
+        return Final(metrics, selection, extra, skipped, examples=next(pairs.batches(0, 1)))
+
+    def _all(
+        self, variables: Any, split: Split, name: str
+    ) -> tuple[dict[str, float], PairedLoader, list[str]]:
+        """Returns (metrics of each protocol, the images with partners, where any were skipped)."""
+        logger.info("evaluating on %d %s images", len(split.images), name)
+        loader, count = evaluation_loader(self._config, split, self._shard)
+        metrics = self._evaluate(self._steps["complement"], variables, loader, count, name)
+        pairs = pair(self._config, loader)
+        metrics |= self._evaluate(
+            self._steps["ablations"], variables, pairs, count, f"{name}, other backgrounds"
+        )
+        return metrics, pairs, list(loader.skipped.values())
 
     def _evaluate(
         self, step: EvalStep, variables: Any, loader: Loader | PairedLoader, count: int, name: str

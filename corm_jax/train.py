@@ -131,6 +131,7 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     results = report.results(
         config,
         metrics=final.metrics,
+        selection=final.selection,
         extra=final.extra,
         seconds=run["seconds"],
         skipped=[*run["skipped"].values(), *final.skipped],

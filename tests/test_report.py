@@ -36,6 +36,7 @@ def finish(workdir: Path, objective: str, control: str = "none", **extra: float)
     content = report.results(
         config,
         metrics=METRICS,
+        selection={},
         extra={
             name: {"clean": clean, "clean_plain": clean / 2, "images": 30.0, "classes": 5}
             for name, clean in extra.items()

@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from corm_jax.config import extra_sets
 from corm_jax.data import folder, join, order, pipeline, prepare, preprocess, tfds_source
+from corm_jax.data.set_aside import set_aside
 from corm_jax.errors import UserError, lookup
 from corm_jax.masks.records import MaskRecords, MaskSource
 
@@ -21,6 +22,7 @@ class Dataset:
     Attributes:
       train: training images.
       validation: images that metrics with masks are measured on.
+      selection: images of the training split that are set aside to select models by, or None.
       extra: images that clean accuracy alone is measured on, by name: "counterfactual", whose
         backgrounds are independent of the class, and the data sets of `config.eval.extra`.
       class_names: names of the classes, in the order of the labels.
@@ -29,6 +31,7 @@ class Dataset:
 
     train: pipeline.Split
     validation: pipeline.Split
+    selection: pipeline.Split | None
     extra: dict[str, pipeline.Split]
     class_names: tuple[str, ...]
     counts: dict[str, int]
@@ -43,7 +46,16 @@ def open_dataset(config: ConfigDict) -> Dataset:
     """
     dataset = lookup(SOURCES, config.data.source, "config.data.source")(config)
     extra = {name: _open_extra(config, name, dataset) for name in extra_sets(config)}
-    return replace(dataset, extra=dataset.extra | extra)
+    dataset = replace(dataset, extra=dataset.extra | extra)
+    if share := config.data.selection_share:
+        train, selection = set_aside(dataset.train, share)
+        if not (train.has_mask.any() and selection.has_mask.any()):
+            raise UserError(
+                f"config.data.selection_share={share} leaves no image with a core mask to train "
+                "on, or none to select by; choose another share"
+            )
+        dataset = replace(dataset, train=train, selection=selection)
+    return dataset
 
 
 def _open_extra(config: ConfigDict, name: str, dataset: Dataset) -> pipeline.Split:
@@ -132,6 +144,7 @@ def _join(
     return Dataset(
         train=splits.pop("train"),
         validation=splits.pop("validation"),
+        selection=None,
         extra=splits,
         class_names=images["train"].class_names,
         counts={

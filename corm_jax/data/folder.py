@@ -49,6 +49,10 @@ class FolderImages:
         """Returns (encoded image, label) of each index."""
         return [(_read(self._paths[i]), int(self._labels[i])) for i in indices]
 
+    def labels(self) -> np.ndarray:
+        """Returns the label of every image, int32 [N]."""
+        return self._labels
+
     def describe(self, index: int) -> str:
         """Returns the path of an image, for messages."""
         return str(self._paths[index])

@@ -45,6 +45,9 @@ class ImageSource(Protocol):
     def read(self, indices: Sequence[int]) -> list[tuple[bytes, int]]:
         """Returns (encoded image, label) of each index."""
 
+    def labels(self) -> np.ndarray:
+        """Returns the label of every image, int32 [N]."""
+
     def describe(self, index: int) -> str:
         """Returns where an image is, for messages."""
 

@@ -3,8 +3,9 @@
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -54,7 +55,10 @@ class TfdsImages:
         self._records = builder.as_data_source(
             split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
         )
-        self.file_names = self._load_names(directory, split)
+        self._directory, self._split = directory, split
+        self.file_names = self._load(
+            "file_names", lambda fields: fields["file_name"].bytes_list.value[0], np.bytes_
+        )
 
     def __len__(self) -> int:
         return len(self._records)
@@ -66,6 +70,10 @@ class TfdsImages:
             for fields in self._fields(list(map(int, indices)))
         ]
 
+    def labels(self) -> np.ndarray:
+        """Returns the label of every image, int32 [N]; the first time it reads all records."""
+        return self._load("labels", lambda fields: fields["label"].int64_list.value[0], np.int32)
+
     def describe(self, index: int) -> str:
         """Returns the data set, split and file name of an image, for messages."""
         return f"{self._where} {os.fsdecode(self.file_names[index])}"
@@ -74,28 +82,32 @@ class TfdsImages:
         for record in self._records.__getitems__(indices):
             yield tf.train.Example.FromString(record).features.feature
 
-    def _load_names(self, directory: Path, split: str) -> np.ndarray:
-        path = directory / f"file_names-{split}.npy"
+    def _load(
+        self, what: str, field: Callable[[Mapping[str, tf.train.Feature]], Any], dtype: type
+    ) -> np.ndarray:
+        """Returns a field of all records; it is read once and kept beside them."""
+        path = self._directory / f"{what}-{self._split}.npy"
         if path.exists():
-            names = np.load(path, allow_pickle=False)
-            if len(names) == len(self._records):
-                return names
-        chunks = []
-        count = len(self._records)
-        with tqdm(total=count, desc=f"indexing {split}", delay=2, leave=False, disable=None) as bar:
+            kept = np.load(path, allow_pickle=False)
+            if len(kept) == len(self._records):
+                return kept
+        values, count = [], len(self._records)
+        name = f"indexing {self._split}"
+        with tqdm(total=count, desc=name, delay=2, leave=False, disable=None) as bar:
             for start in range(0, count, 256):
                 stop = min(start + 256, count)
-                fields = self._fields(list(range(start, stop)))
-                chunks += [f["file_name"].bytes_list.value[0] for f in fields]
+                values += [field(fields) for fields in self._fields(list(range(start, stop)))]
                 bar.update(stop - start)
-        names = np.array(chunks, np.bytes_)
+        found = np.array(values, dtype)
         try:
             with replacing(path) as temporary:
-                np.save(temporary, names)
+                np.save(temporary, found)
         except UserError as error:
             # Read-only data can be used all the same.
-            logger.warning("%s: all records of %s are read again at every start", error, split)
-        return names
+            logger.warning(
+                "%s: all records of %s are read again at every start", error, self._split
+            )
+        return found
 
 
 def default_data_dir() -> Path:
