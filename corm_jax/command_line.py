@@ -6,7 +6,8 @@ import runpy
 from collections.abc import Sequence
 from pathlib import Path
 
-from ml_collections import ConfigDict
+from absl import flags
+from ml_collections import ConfigDict, config_flags
 
 from corm_jax.config import flatten
 from corm_jax.errors import UserError, nearest
@@ -51,6 +52,12 @@ def load_config(name: str) -> ConfigDict:
     return get_config(variant) if colon else get_config()
 
 
+def default_workdir(name: str) -> Path:
+    """Returns runs/VARIANT/NAME for --config=configs/NAME.py:VARIANT."""
+    path, _, variant = name.partition(":")
+    return Path("runs") / (variant or "demo").replace(",", "-") / Path(path).stem
+
+
 def check_overrides(arguments: Sequence[str]) -> None:
     """Refuses `--config.KEY=VALUE` for a key that the config does not have.
 
@@ -73,10 +80,38 @@ def check_overrides(arguments: Sequence[str]) -> None:
         override = re.match(r"--?(?:no)?config\.([^=]+)", argument)
         if override and override[1] not in keys.keys() | groups:
             key = override[1]
-            raise UserError(f"unknown config key {key}{_nearest_key(key, list(keys))}")
+            raise UserError(f"unknown config key {key}{nearest_key(key, list(keys))}")
 
 
-def _nearest_key(key: str, keys: list[str]) -> str:
+def parse_config(name: str, overrides: Sequence[str]) -> ConfigDict:
+    """Returns the config of `--config=name` with `--config.KEY=VALUE` applied.
+
+    Args:
+      name: FILE or FILE:VARIANT.
+      overrides: what the command line has beside --config and --workdir.
+
+    Raises:
+      UserError: for what is not a key or its value; names the nearest.
+    """
+    arguments = [f"--config={name}", *overrides]
+    check_overrides(arguments)
+    values = flags.FlagValues()
+    holder = config_flags.DEFINE_config_file("config", None, flag_values=values, sys_argv=arguments)
+    try:
+        rest = values(["command", *arguments])
+    except flags.UnrecognizedFlagError as error:
+        known = ("config", "workdir")
+        raise UserError(
+            f"unknown flag --{error.flagname}{nearest(error.flagname, known)}"
+        ) from error
+    except (flags.Error, ValueError, TypeError) as error:
+        raise UserError(" ".join(str(error).split())) from error
+    if rest[1:]:
+        raise UserError(f"unexpected argument {rest[1]!r}; flags start with --")
+    return holder.value
+
+
+def nearest_key(key: str, keys: list[str]) -> str:
     """Returns a hint: the nearest key beside it, else the nearest of all."""
     group = key.rpartition(".")[0]
     siblings = [known for known in keys if known.rpartition(".")[0] == group]

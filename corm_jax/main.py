@@ -8,7 +8,7 @@ from pathlib import Path
 from absl import app, flags
 from ml_collections import config_flags
 
-from corm_jax.command_line import HELP, check_overrides
+from corm_jax.command_line import HELP, check_overrides, default_workdir
 from corm_jax.errors import UserError, nearest
 from corm_jax.terminal import set_up_terminal
 
@@ -34,12 +34,6 @@ def parse_flags(argv: list[str]) -> list[str]:
     return rest
 
 
-def default_workdir() -> Path:
-    """Returns runs/VARIANT/NAME for --config=configs/NAME.py:VARIANT."""
-    path, _, variant = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
-    return Path("runs") / (variant or "demo").replace(",", "-") / Path(path).stem
-
-
 def main(_: list[str]) -> None:
     """Runs the training that the flags describe."""
     set_up_terminal()  # here, because absl installs a handler of its own before
@@ -47,7 +41,8 @@ def main(_: list[str]) -> None:
     from corm_jax.report import format_table, summary_row
     from corm_jax.train import train
 
-    workdir = Path(WORKDIR.value) if WORKDIR.value else default_workdir()
+    name = config_flags.get_config_filename(flags.FLAGS["config"])
+    workdir = Path(WORKDIR.value) if WORKDIR.value else default_workdir(name)
     results = train(CONFIG.value, workdir)
     print(format_table([summary_row(results)]))
     print(f"results, pictures and TensorBoard events: {workdir}")

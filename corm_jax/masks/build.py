@@ -10,14 +10,9 @@ was stopped, or killed, goes on when the same command is given again.
 """
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 
-from absl import flags
-from ml_collections import ConfigDict, config_flags
-
-from corm_jax.command_line import check_overrides
-from corm_jax.errors import UserError, nearest
+from corm_jax.command_line import parse_config
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,7 +33,7 @@ def run(arguments: argparse.Namespace) -> None:
     Raises:
       UserError: for what the user can put right.
     """
-    config = _config(arguments.config, arguments.overrides)
+    config = parse_config(arguments.config, arguments.overrides)
     # Imported after the flags are checked: a mistyped flag need not wait for tensorflow.
     from corm_jax.masks.building import pipeline, report
 
@@ -48,23 +43,3 @@ def run(arguments: argparse.Namespace) -> None:
     if built is not None:
         print("\n".join(report.summary(config, built)))
         print(f"mask records: {workdir}/masks; report and sample: {workdir}/report.md, masks.png")
-
-
-def _config(name: str, overrides: Sequence[str]) -> ConfigDict:
-    """Returns the config with `--config.KEY=VALUE` applied."""
-    arguments = [f"--config={name}", *overrides]
-    check_overrides(arguments)
-    values = flags.FlagValues()
-    holder = config_flags.DEFINE_config_file("config", None, flag_values=values, sys_argv=arguments)
-    try:
-        rest = values(["build", *arguments])
-    except flags.UnrecognizedFlagError as error:
-        known = ("config", "workdir")
-        raise UserError(
-            f"unknown flag --{error.flagname}{nearest(error.flagname, known)}"
-        ) from error
-    except (flags.Error, ValueError, TypeError) as error:
-        raise UserError(" ".join(str(error).split())) from error
-    if rest[1:]:
-        raise UserError(f"unexpected argument {rest[1]!r}; flags start with --")
-    return holder.value

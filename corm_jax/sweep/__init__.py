@@ -1,0 +1,1 @@
+"""Sweeps: many trainings of one grid, compared. `python -m corm_jax.sweep` runs one."""
