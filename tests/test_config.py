@@ -21,7 +21,8 @@ from corm_jax.errors import UserError
 from corm_jax.losses.presets import PRESETS
 from corm_jax.recipes import VARIANTS
 
-FILES = sorted((REPOSITORY / "configs").glob("*_*.py"))  # but for masks.py, no training
+FILES = sorted((REPOSITORY / "configs").glob("*_*.py"))
+FILES = [file for file in FILES if not file.name.startswith("sweep_")]  # nor masks.py: no training
 
 
 def load(file: Path, argument: str) -> ConfigDict:

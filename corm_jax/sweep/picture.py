@@ -17,8 +17,9 @@ from corm_jax.sweep.selection import Summary, pareto_front
 MARKERS = dict(zip(CONTROLS, "osDv^<>PX", strict=False))
 MARGIN = 2.0  # pixels between labels
 MARKER_BOX = 5.0  # pixels from a marker's middle to its edge
-RADII = (7, 12, 18, 26, 36, 48, 62, 78, 96, 120, 150)  # pixels from a marker to its label
+RADII = (5, 9, 14, 20, 28, 38, 50, 64, 80, 100, 125, 155, 190)  # pixels from a marker to its label
 DIRECTIONS = 16
+LEADER = 12.0  # pixels between a marker and its label from which on a line joins them
 
 
 def draw(path: Path, summaries: Sequence[Summary], title: str, selected: str) -> None:
@@ -30,11 +31,14 @@ def draw(path: Path, summaries: Sequence[Summary], title: str, selected: str) ->
       title: of the picture.
       selected: name of the arm to ring, "" for none.
     """
-    points = {
-        s.arm.name: (100 * s.means["clean"][0], 100 * s.means["core"][0])
-        for s in summaries
-        if all(math.isfinite(s.means.get(key, (math.nan,))[0]) for key in ("clean", "core"))
-    }
+    # (clean, core) of each arm, and their standard errors, in %.
+    points: dict[str, tuple[float, float]] = {}
+    errors: dict[str, tuple[float, float]] = {}
+    for summary in summaries:
+        pair = [summary.means.get(key, (math.nan, math.nan)) for key in ("clean", "core")]
+        if all(math.isfinite(mean) for mean, _ in pair):
+            points[summary.arm.name] = (100 * pair[0][0], 100 * pair[1][0])
+            errors[summary.arm.name] = (_length(pair[0][1]), _length(pair[1][1]))
     figure = Figure(figsize=(9, 7))
     FigureCanvasAgg(figure)
     axes = figure.subplots()
@@ -50,8 +54,8 @@ def draw(path: Path, summaries: Sequence[Summary], title: str, selected: str) ->
         axes.errorbar(
             x,
             y,
-            xerr=_length(summary.means["clean"][1]),
-            yerr=_length(summary.means["core"][1]),
+            xerr=errors[summary.arm.name][0],
+            yerr=errors[summary.arm.name][1],
             fmt=MARKERS[summary.arm.control],
             color=palette(objectives.index(summary.arm.objective) % 20),
             elinewidth=0.8,
@@ -64,7 +68,7 @@ def draw(path: Path, summaries: Sequence[Summary], title: str, selected: str) ->
     axes.grid(alpha=0.3)
     axes.legend(loc="best", fontsize=9)
     figure.tight_layout()
-    _label(axes, points)
+    _label(axes, points, errors)
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=figure.dpi)
 
@@ -73,13 +77,20 @@ def _length(error: float) -> float:
     return 0.0 if math.isnan(error) else 100 * error
 
 
-def _label(axes: Axes, points: dict[str, tuple[float, float]]) -> None:
-    """Writes each point's name beside it, where it covers no other name and no marker."""
+def _label(
+    axes: Axes, points: dict[str, tuple[float, float]], errors: dict[str, tuple[float, float]]
+) -> None:
+    """Writes each point's name near it, where it covers no other name, marker or error bar."""
     renderer = axes.figure.canvas.get_renderer()
-    frame, legend = axes.get_window_extent(renderer), axes.get_legend()
+    frame = axes.get_window_extent(renderer)
     places = {name: axes.transData.transform(point) for name, point in points.items()}
-    taken = [_around(x, y, 2 * MARKER_BOX, 2 * MARKER_BOX) for x, y in places.values()]
-    taken.append(legend.get_window_extent(renderer))
+    taken = [axes.get_legend().get_window_extent(renderer)]
+    for name, (x, y) in places.items():
+        right, top = axes.transData.transform(
+            [points[name][0] + errors[name][0], points[name][1] + errors[name][1]]
+        )
+        taken += [_around(x, y, 2 * (right - x), 1), _around(x, y, 1, 2 * (top - y))]
+        taken.append(_around(x, y, 2 * MARKER_BOX, 2 * MARKER_BOX))
     pixel = 72.0 / axes.figure.dpi  # in points
     for name, (x, y) in places.items():
         text = axes.annotate(
@@ -88,24 +99,26 @@ def _label(axes: Axes, points: dict[str, tuple[float, float]]) -> None:
         text.set(va="center", zorder=3)
         extent = text.get_window_extent(renderer)
         size = (extent.width + MARGIN, extent.height + MARGIN)
-        spots = [(x + dx, y + dy) for dx, dy in _offsets(*size)]
+        boxes = [_around(x + dx, y + dy, *size) for dx, dy in _offsets(*size)]
         free = [
-            spot
-            for spot in spots
-            if _inside(_around(*spot, *size), frame)
-            and not any(_around(*spot, *size).overlaps(other) for other in taken)
+            box
+            for box in boxes
+            if _inside(box, frame) and not any(box.overlaps(other) for other in taken)
         ]
-        spot = free[0] if free else spots[-1]
-        taken.append(_around(*spot, *size))
-        text.set_position(((spot[0] - x) * pixel, (spot[1] - y) * pixel))
-        if math.dist(spot, (x, y)) > size[0] / 2 + RADII[2]:
-            ends = axes.transData.inverted().transform([(x, y), spot])
+        box = free[0] if free else boxes[-1]
+        taken.append(box)
+        middle = ((box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2)
+        text.set_position(((middle[0] - x) * pixel, (middle[1] - y) * pixel))
+        near = (min(max(x, box.x0), box.x1), min(max(y, box.y0), box.y1))
+        if math.dist(near, (x, y)) > LEADER:
+            ends = axes.transData.inverted().transform([(x, y), near])
             axes.plot(ends[:, 0], ends[:, 1], color="grey", linewidth=0.5, zorder=1)
 
 
 def _offsets(width: float, height: float) -> list[tuple[float, float]]:
     """Returns where the middle of a label may be from its marker, the nearest first."""
-    angles = [2 * math.pi * k / DIRECTIONS for k in range(DIRECTIONS)]
+    # From the diagonal on: error bars are along the axes.
+    angles = [math.pi / 4 + 2 * math.pi * k / DIRECTIONS for k in range(DIRECTIONS)]
     return [
         (math.cos(a) * (radius + width / 2), math.sin(a) * (radius + height / 2))
         for radius in RADII
