@@ -10,9 +10,9 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from corm_jax.data.dataset import Dataset, Split, evaluation_loader, occurring_classes
+from corm_jax.data.dataset import Dataset, evaluation_loader, occurring_classes
 from corm_jax.data.pairs import PairedLoader, pair
-from corm_jax.data.pipeline import Loader
+from corm_jax.data.pipeline import Loader, Split
 from corm_jax.evaluate import PROTOCOLS, EvalStep, evaluate, make_eval_step
 
 logger = logging.getLogger(__name__)
