@@ -11,7 +11,7 @@ from corm_jax.description import Description
 from corm_jax.errors import UserError
 from corm_jax.models import OWN, default_image_size
 from corm_jax.models.normalizer import Statistics
-from corm_jax.torch_weights import FAMILIES
+from corm_jax.torch_weights import FAMILIES, abstract_variables
 
 UNIT = Statistics((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 

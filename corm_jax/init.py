@@ -132,8 +132,8 @@ def fit(
       class_names: of the run's data.
 
     Returns:
-      variables as `corm_jax.state.create_state` takes them, numpy arrays, without the classifier where that
-      starts afresh; none if the source has none.
+      variables as `corm_jax.state.create_state` takes them, numpy arrays, without the classifier
+      where that starts afresh; none if the source has none.
 
     Raises:
       UserError: names all variables that are missing, unknown or of another shape.

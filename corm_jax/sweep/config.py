@@ -160,7 +160,8 @@ def _run_config(config: ConfigDict, arm: Arm, seed: int) -> ConfigDict:
     run = copy.deepcopy(config.run)  # keeps what follows another key, such as the warm-up
     run.unlock()
     run.objective, run.seed = arm.objective, seed
-    run.terms = load_config(f"{config.base},{arm.objective}").terms
+    base = load_config(f"{config.base},{arm.objective}")
+    run.terms, run.model.head_bias = base.terms, base.model.head_bias
     run.lock()
     overrides = (
         {**arm.overrides, "control": arm.control} if arm.control != "none" else arm.overrides
