@@ -1,10 +1,13 @@
 """The config: every key with its meaning and the demo's value, and checks of a whole config."""
 
 import dataclasses
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
+import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from corm_jax.errors import UserError, lookup
@@ -245,12 +248,20 @@ def _check_model(config: ConfigDict) -> nn.Module:
                 f"config.terms.{label}: cfce needs a head without bias; set "
                 "config.model.head_bias=False"
             )
-        if getattr(model, "global_pool", "avg") == "token":
+        if not _gives_class_maps(model, config.data.image_size):
             raise UserError(
-                f"config.terms.{label}: cfce needs a head on the mean of maps, and {name} has a "
-                "class token; set config.model.name to a ResNet or to vit_base_patch16_gap_224"
+                f"config.terms.{label}: cfce needs a head on the mean of maps, which {name} does "
+                "not have; set config.model.name to a ResNet or to vit_base_patch16_gap_224"
             )
     return model
+
+
+def _gives_class_maps(model: nn.Module, image_size: int) -> bool:
+    images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
+    model = model.clone(dtype=jnp.float32)  # Flax's BatchNorm mixes dtypes in evaluation
+    forward = partial(model.init_with_output, jax.random.key(0), train=False)
+    (_, intermediates), _ = jax.eval_shape(forward, images)
+    return "class_maps" in intermediates
 
 
 def refuse_other_config(config: ConfigDict, workdir: Path) -> None:

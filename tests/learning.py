@@ -1,4 +1,4 @@
-"""That a model can be trained."""
+"""Random variables of models, and that a model can be trained."""
 
 import math
 from typing import Any
@@ -11,17 +11,24 @@ import numpy as np
 from corm_jax.torch_weights import abstract_variables
 
 
-def assert_every_parameter_learns(model: nn.Module, image_size: int) -> None:
-    """Asserts that in training every one of a model's random parameters has a gradient."""
+def draw_variables(model: nn.Module, image_size: int) -> Any:
+    """Returns random variables of which all matter, and variances are positive."""
     rng = np.random.default_rng(0)
-    images = rng.uniform(size=(2, image_size, image_size, 3)).astype(np.float32)
 
     def draw(leaf: jax.ShapeDtypeStruct) -> np.ndarray:
-        inputs = math.prod(leaf.shape[:-1])
-        mean, deviation = (1, 0.3) if leaf.ndim == 1 else (0, inputs**-0.5)
-        return rng.normal(mean, deviation, leaf.shape).astype(np.float32)
+        if leaf.ndim == 1:
+            return rng.uniform(0.5, 1.5, leaf.shape).astype(np.float32)
+        deviation = math.prod(leaf.shape[:-1]) ** -0.5
+        return rng.normal(0, deviation, leaf.shape).astype(np.float32)
 
-    variables = jax.tree.map(draw, abstract_variables(model, image_size))
+    return jax.tree.map(draw, abstract_variables(model, image_size))
+
+
+def assert_every_parameter_learns(model: nn.Module, image_size: int) -> None:
+    """Asserts that in training every one of a model's random parameters has a gradient."""
+    images = np.random.default_rng(0).uniform(size=(2, image_size, image_size, 3))
+    images = images.astype(np.float32)
+    variables = draw_variables(model, image_size)
 
     def loss(params: Any) -> jax.Array:
         (logits, _), _ = model.apply(

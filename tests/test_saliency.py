@@ -6,11 +6,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from learning import draw_variables
 from torch_models import import_torchvision, randomize
 
 from corm_jax.errors import UserError
+from corm_jax.losses.shared import linearize_maps
 from corm_jax.models import create_model
+from corm_jax.models.clip import CLIPClassifier
+from corm_jax.models.clip_image import ResNetTower, VisionTower
+from corm_jax.models.convnext import ConvNeXt
+from corm_jax.models.densenet import DenseNet
+from corm_jax.models.gelu import gelu
 from corm_jax.models.normalizer import Statistics
+from corm_jax.models.resnet import BasicBlock, ResNet
+from corm_jax.models.swin import SwinTransformer
 from corm_jax.models.vit import VisionTransformer
 from corm_jax.saliency import CAM_METHODS, class_activation_maps, grad_cam, hires_cam
 from corm_jax.torch_weights import to_flax
@@ -98,6 +107,68 @@ def test_maps_of_models_are_those_of_pytorchs_autograd(name):
         tolerance = 1e-4 * expected[method].max()
         np.testing.assert_allclose(cams, expected[method], rtol=1e-3, atol=tolerance)
         np.testing.assert_allclose(our_logits, logits.detach(), rtol=1e-3, atol=1e-4)
+
+
+# Small ones of each family. What the maps of the first two are compared with PyTorch's above.
+FAMILIES = {
+    "resnet": ResNet(
+        num_classes=CLASSES, block=BasicBlock, stage_sizes=(1, 1), width=8, statistics=UNIT
+    ),
+    "vit": VisionTransformer(
+        num_classes=CLASSES, patch_size=8, width=24, depth=2, heads=3, statistics=UNIT
+    ),
+    "densenet": DenseNet(num_classes=CLASSES, block_sizes=(1, 2), growth=4, statistics=UNIT),
+    "convnext": ConvNeXt(num_classes=CLASSES, depths=(1, 2), widths=(8, 12), statistics=UNIT),
+    "swin": SwinTransformer(
+        num_classes=CLASSES,
+        patch_size=4,
+        depths=(1, 2),
+        width=8,
+        heads=(2, 4),
+        window=4,
+        statistics=UNIT,
+    ),
+    "clip_vit": CLIPClassifier(
+        num_classes=CLASSES,
+        image_tower=partial(
+            VisionTower, features=6, patch_size=8, width=16, depth=2, heads=2, activation=gelu
+        ),
+    ),
+    "clip_resnet": CLIPClassifier(
+        num_classes=CLASSES,
+        image_tower=partial(ResNetTower, features=6, stage_sizes=(1, 1), width=8, heads=4),
+    ),
+}
+SUMS = ("resnet", "densenet", "swin")  # their heads see the mean of the maps
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_follow_the_offset_of_the_maps(family):
+    model = FAMILIES[family]
+    images = np.random.default_rng(2).uniform(size=(2, SIZE, SIZE, 3)).astype(np.float32)
+    variables = draw_variables(model, SIZE)
+    forward = jax.jit(partial(model.apply, variables, train=False))
+    logits, intermediates = forward(images)
+    maps = intermediates["maps"]
+    direction = np.random.default_rng(3).normal(size=maps.shape).astype(np.float32)
+    step = 1e-2
+    moved = [forward(images, maps_offset=sign * step * direction) for sign in (1, -1)]
+    np.testing.assert_allclose(moved[0][1]["maps"], maps + step * direction, rtol=1e-5, atol=1e-5)
+    slope = (moved[0][0] - moved[1][0]) / (2 * step)
+    _, push = linearize_maps(forward, images)
+    np.testing.assert_allclose(push(direction), slope, rtol=2e-2, atol=1e-2 * abs(slope).max())
+    assert abs(slope).max() > 1e-3 * abs(logits).max()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_class_maps_sum_to_the_logits_where_the_head_sees_their_mean(family):
+    model = FAMILIES[family].clone(head_bias=False)
+    images = np.random.default_rng(2).uniform(size=(2, SIZE, SIZE, 3)).astype(np.float32)
+    logits, intermediates = model.apply(draw_variables(model, SIZE), images, train=False)
+    assert ("class_maps" in intermediates) == (family in SUMS)
+    if family in SUMS:
+        sums = intermediates["class_maps"].sum(axis=(1, 2))
+        np.testing.assert_allclose(sums, logits, rtol=1e-4, atol=1e-5)
 
 
 def test_a_model_without_maps_and_an_unknown_method_are_named():

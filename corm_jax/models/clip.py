@@ -20,6 +20,7 @@ from corm_jax.models import normalizer
 from corm_jax.models.clip_image import ResNetTower, VisionTower
 from corm_jax.models.clip_text import TextTower
 from corm_jax.models.gelu import gelu
+from corm_jax.models.head import linear_head
 from corm_jax.models.normalizer import Statistics, normalize
 
 # What logits are multiplied by starts at 1 / 0.07, as in the paper.
@@ -94,12 +95,14 @@ class CLIPClassifier(nn.Module):
       num_classes: number of logits.
       image_tower: dtype, name -> module that embeds normalised images.
       statistics: mean and standard deviation of the input normaliser.
+      head_bias: whether the head has a bias.
       dtype: computation dtype; parameters, running averages and logits are float32.
     """
 
     num_classes: int
     image_tower: partial[ResNetTower | VisionTower]
     statistics: Statistics = normalizer.CLIP
+    head_bias: bool = True
     dtype: jnp.dtype = jnp.float32
 
     @property
@@ -113,22 +116,27 @@ class CLIPClassifier(nn.Module):
         return getattr(self.image_tower.func, "min_image_size", self.patch_size)
 
     @nn.compact
-    def __call__(self, images: jax.Array, *, train: bool) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def __call__(
+        self, images: jax.Array, *, train: bool, maps_offset: jax.Array | None = None
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Classifies images.
 
         Args:
           images: float [B, H, W, 3] in [0, 1].
           train: as of `CLIP`.
+          maps_offset: float [B, h, w, K], added to `maps`; whoever differentiates to them takes the
+            derivative to this.
 
         Returns:
           (logits float32 [B, num_classes], intermediates): those of the tower, and `pre_logits`
           [B, D], the features of unit length.
         """
         x = normalize(images, self.statistics).astype(self.dtype)
-        features, intermediates = self.image_tower(dtype=self.dtype, name="image")(x, train=train)
+        tower = self.image_tower(dtype=self.dtype, name="image")
+        features, intermediates = tower(x, train=train, maps_offset=maps_offset)
         features = unit_length(features)
-        head = nn.Dense(
-            self.num_classes, kernel_init=nn.initializers.zeros, dtype=jnp.float32, name="head"
+        head = linear_head(
+            self.num_classes, bias=self.head_bias, kernel_init=nn.initializers.zeros, name="head"
         )
         return head(features), intermediates | {"pre_logits": features.astype(self.dtype)}
 

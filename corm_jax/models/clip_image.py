@@ -36,29 +36,40 @@ class VisionTower(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def __call__(
+        self, x: jax.Array, *, train: bool, maps_offset: jax.Array | None = None
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Embeds normalised images [B, H, W, 3].
 
         Returns:
           (features [B, features], intermediates): `block00`.. [B, N, D] after each block, `tokens`
-          [B, N, D] after the last norm.
+          [B, N, D] after the last norm, and `maps` [B, h, w, D], the patch tokens for class
+          activation maps, as of `corm_jax.models.vit` with a class token; `maps_offset` is added
+          to these.
         """
         del train
         norm = partial(nn.LayerNorm, epsilon=LAYER_NORM_EPSILON, dtype=self.dtype)
         init = nn.initializers.normal(self.width**-0.5)
         x = PatchEmbed(self.width, self.patch_size, self.dtype, use_bias=False, name="conv1")(x)
-        x = x.reshape(x.shape[0], -1, self.width)
+        grid = x.shape
+        x = x.reshape(grid[0], -1, self.width)
         token = self.param("class_embedding", init, (self.width,)).astype(self.dtype)
         x = jnp.concatenate([jnp.broadcast_to(token, (x.shape[0], 1, self.width)), x], axis=1)
         x = x + self.param("positional_embedding", init, x.shape[1:]).astype(self.dtype)
         x = norm(name="ln_pre")(x)
+        offset = None
+        if maps_offset is not None:
+            offset = jnp.pad(maps_offset.reshape(grid[0], -1, self.width), ((0, 0), (1, 0), (0, 0)))
         intermediates = {}
+        normed = x
         for index in range(self.depth):
             name = f"block{index:02d}"
-            x, _ = Block(
+            block = Block(
                 self.heads, MLP_RATIO, self.dtype, LAYER_NORM_EPSILON, self.activation, name=name
-            )(x)
+            )
+            x, normed = block(x, offset=offset if index == self.depth - 1 else None)
             intermediates[name] = x
+        intermediates["maps"] = normed[:, 1:].reshape(grid)
         x = norm(name="ln_post")(x)
         intermediates["tokens"] = x
         projection = self.param("proj", init, (self.width, self.features)).astype(self.dtype)
@@ -165,11 +176,14 @@ class ResNetTower(nn.Module):
     min_image_size = 32
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def __call__(
+        self, x: jax.Array, *, train: bool, maps_offset: jax.Array | None = None
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Embeds normalised images [B, H, W, 3].
 
         Returns:
-          (features [B, features], intermediates): `stage1`.. [B, h, w, C] after each stage.
+          (features [B, features], intermediates): `stage1`.. [B, h, w, C] after each stage, and
+          `maps`, the last one's, for class activation maps; `maps_offset` is added to these.
         """
         for index, (features, stride) in enumerate(
             [(self.width // 2, 2), (self.width // 2, 1), (self.width, 1)], 1
@@ -187,5 +201,6 @@ class ResNetTower(nn.Module):
                     name=f"layer{stage + 1}_block{index}",
                 )(x, train=train)
             intermediates[f"stage{stage + 1}"] = x
-        x = AttentionPool(self.features, self.heads, self.dtype, name="attnpool")(x)
-        return x, intermediates
+        maps = x if maps_offset is None else x + maps_offset
+        x = AttentionPool(self.features, self.heads, self.dtype, name="attnpool")(maps)
+        return x, {**intermediates, "maps": maps}

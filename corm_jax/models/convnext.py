@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from corm_jax.models.gelu import gelu
+from corm_jax.models.head import linear_head
 from corm_jax.models.normalizer import IMAGENET, Statistics, normalize
 from corm_jax.models.vit import PatchEmbed
 
@@ -67,6 +68,7 @@ class ConvNeXt(nn.Module):
       depths: blocks in each stage; the first is at a quarter of the resolution, others halve it.
       widths: channels of each stage.
       statistics: mean and standard deviation of the input normaliser.
+      head_bias: whether the head has a bias.
       dtype: computation dtype; parameters and logits are float32.
     """
 
@@ -74,21 +76,27 @@ class ConvNeXt(nn.Module):
     depths: Sequence[int]
     widths: Sequence[int]
     statistics: Statistics
+    head_bias: bool = True
     dtype: jnp.dtype = jnp.float32
     # In pixels: resolutions are rounded down, and smaller images leave nothing of the last map.
     min_image_size = 32
 
     @nn.compact
-    def __call__(self, images: jax.Array, *, train: bool) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def __call__(
+        self, images: jax.Array, *, train: bool, maps_offset: jax.Array | None = None
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Classifies images.
 
         Args:
           images: float [B, H, W, 3] in [0, 1].
           train: whether this is a training pass; ConvNeXts do the same in both.
+          maps_offset: float [B, h, w, K], added to `maps`; whoever differentiates to them takes the
+            derivative to this.
 
         Returns:
           (logits float32 [B, num_classes], intermediates): `stage1`.. [B, h, w, C] after each
-          stage, `pre_logits` [B, C] after pooling and norm.
+          stage, `maps` (the last stage's, for class activation maps), `pre_logits` [B, C] after
+          pooling and norm.
         """
         del train
         norm = partial(nn.LayerNorm, epsilon=LAYER_NORM_EPSILON, dtype=self.dtype)
@@ -103,12 +111,13 @@ class ConvNeXt(nn.Module):
             for index in range(depth):
                 x = Block(self.dtype, name=f"stages{stage}_block{index}")(x)
             intermediates[f"stage{stage + 1}"] = x
-        x = norm(name="head_norm")(x.mean(axis=(1, 2)))
-        intermediates["pre_logits"] = x
-        logits = nn.Dense(
-            self.num_classes, kernel_init=kernel_init, dtype=jnp.float32, name="head"
-        )(x.astype(jnp.float32))
-        return logits, intermediates
+        maps = x if maps_offset is None else x + maps_offset
+        x = norm(name="head_norm")(maps.mean(axis=(1, 2)))
+        intermediates |= {"maps": maps, "pre_logits": x}
+        head = linear_head(
+            self.num_classes, bias=self.head_bias, kernel_init=kernel_init, name="head"
+        )
+        return head(x.astype(jnp.float32)), intermediates
 
     def _patches(self, x: jax.Array, features: int, size: int, name: str) -> jax.Array:
         """Projects patches [size, size]; rows and columns that fill none are left out."""

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from corm_jax.models.gelu import gelu
+from corm_jax.models.head import classify_maps, linear_head
 from corm_jax.models.normalizer import IMAGENET, Statistics, normalize
 from corm_jax.models.vit import PatchEmbed
 
@@ -188,6 +189,7 @@ class SwinTransformer(nn.Module):
       heads: attention heads in each stage.
       statistics: mean and standard deviation of the input normaliser.
       window: height and width of the attention's windows in tokens.
+      head_bias: whether the head has a bias.
       dtype: computation dtype; parameters and logits are float32.
     """
 
@@ -198,19 +200,26 @@ class SwinTransformer(nn.Module):
     heads: Sequence[int]
     statistics: Statistics
     window: int = 7
+    head_bias: bool = True
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, images: jax.Array, *, train: bool) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def __call__(
+        self, images: jax.Array, *, train: bool, maps_offset: jax.Array | None = None
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Classifies images.
 
         Args:
           images: float [B, H, W, 3] in [0, 1].
           train: whether this is a training pass; Swin transformers do the same in both.
+          maps_offset: float [B, h, w, K], added to `maps`; whoever differentiates to them takes the
+            derivative to this.
 
         Returns:
           (logits float32 [B, num_classes], intermediates): `stage1`.. [B, h, w, C] after each
-          stage, the last after the last norm; `pre_logits` [B, C].
+          stage, the last after the last norm; `maps` (that one, for class activation maps),
+          `pre_logits` [B, C], and `class_maps` if the head has no bias (see
+          `corm_jax.models.head`).
         """
         del train
         norm = partial(nn.LayerNorm, epsilon=LAYER_NORM_EPSILON, dtype=self.dtype)
@@ -232,10 +241,12 @@ class SwinTransformer(nn.Module):
             if stage == len(self.depths) - 1:
                 x = norm(name="norm")(x)
             intermediates[f"stage{stage + 1}"] = x
-        x = x.mean(axis=(1, 2))
-        intermediates["pre_logits"] = x
-        logits = dense(self.num_classes, dtype=jnp.float32, name="head")(x.astype(jnp.float32))
-        return logits, intermediates
+        maps = x if maps_offset is None else x + maps_offset
+        head = linear_head(
+            self.num_classes, bias=self.head_bias, kernel_init=kernel_init, name="head"
+        )
+        logits, pooled = classify_maps(head, maps)
+        return logits, {**intermediates, **pooled}
 
 
 def _merge(x: jax.Array) -> jax.Array:
