@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -129,12 +130,11 @@ def create_optimizer(config: ConfigDict, model: nn.Module) -> optax.GradientTran
 def _scale_by_depth(model: nn.Module, decay: float) -> optax.GradientTransformation:
     def scale(updates: Any, params: Any) -> Any:
         del params
-        depth = depths(model, updates)
+        flat = flatten_dict(updates, sep="/")
+        depth = depths(model, flat)
         top = max(depth.values())
-        return {
-            name: optax.tree_utils.tree_scale(decay ** (top - depth[name]), tree)
-            for name, tree in updates.items()
-        }
+        scaled = {path: decay ** (top - depth[path]) * leaf for path, leaf in flat.items()}
+        return unflatten_dict(scaled, sep="/")
 
     return optax.stateless(scale)
 

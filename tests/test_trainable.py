@@ -116,7 +116,15 @@ def test_model_without_a_known_head_says_so():
 
 @pytest.mark.parametrize(
     "name",
-    ["resnet10_nano", "vit_nano_patch8_48", "densenet121", "deit_tiny_distilled_patch16_224"],
+    [
+        "resnet10_nano",
+        "vit_nano_patch8_48",
+        "densenet121",
+        "deit_tiny_distilled_patch16_224",
+        "convnext_tiny",
+        "swin_tiny_patch4_window7_224",
+        "RN50",
+    ],
 )
 def test_heads_are_what_the_number_of_classes_changes(name):
     def shapes(classes):
@@ -138,15 +146,58 @@ DENSENET = {
     "conv0": 0, "norm0": 0, "block1_layer1": 1, "block1_layer6": 1, "transition1_norm": 1,
     "transition1_conv": 1, "block2_layer1": 2, "norm5": 3, "classifier": 3,
 }  # fmt: skip
+CONVNEXT = {
+    "stem_conv": 0, "stem_norm": 0, "stages0_block0": 1, "stages0_block1": 2, "stages1_norm": 3,
+    "stages1_conv": 3, "stages1_block0": 3, "stages1_block10": 4, "head_norm": 5, "head": 5,
+}  # fmt: skip
+SWIN = {
+    "patch_embed": 0, "patch_norm": 0, "layers0_block0": 1, "layers1_norm": 2,
+    "layers1_reduction": 2, "layers1_block0": 2, "layers1_block1": 3, "norm": 4, "head": 4,
+}  # fmt: skip
+CLIP_VIT = {
+    "image/conv1": 0, "image/ln_pre": 0, "image/class_embedding": 0, "image/block00": 1,
+    "image/block11": 2, "image/ln_post": 3, "image/proj": 3, "head": 3,
+}  # fmt: skip
+CLIP_RESNET = {
+    "image/conv1": 0, "image/bn3": 0, "image/layer1_block0": 1, "image/layer2_block0": 2,
+    "image/attnpool": 3, "head": 3,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("name", "expected"),
-    [("vit_tiny_patch16_224", VIT), ("resnet18", RESNET), ("densenet121", DENSENET)],
+    [
+        ("vit_tiny_patch16_224", VIT),
+        ("resnet18", RESNET),
+        ("densenet121", DENSENET),
+        ("convnext_tiny", CONVNEXT),
+        ("swin_tiny_patch4_window7_224", SWIN),
+        ("ViT-B-32", CLIP_VIT),
+        ("RN50", CLIP_RESNET),
+    ],
 )
 def test_depth_counts_blocks_from_the_stem_to_the_head(name, expected):
     model = create_model(name, num_classes=2, dtype="float32")
     assert depths(model, reversed(expected)) == expected
+    paths = [f"{path}/kernel" for path in expected]
+    assert list(depths(model, paths).values()) == list(expected.values())
+
+
+def test_every_parameter_outside_stem_and_top_is_of_a_block():
+    """So that a renamed module cannot slip into the top unseen."""
+    for name, top in {
+        "vit_tiny_patch16_224": {"norm", "head"},
+        "resnet18": {"fc"},
+        "densenet121": {"norm5", "classifier"},
+        "convnext_tiny": {"head_norm", "head"},
+        "swin_tiny_patch4_window7_224": {"norm", "head"},
+        "ViT-B-32": {"image/ln_post", "image/proj", "head"},
+        "RN50": {"image/attnpool", "head"},
+    }.items():
+        model = create_model(name, num_classes=2, dtype="float32")
+        depth = depths(model, flatten_dict(abstract_variables(model, 224)["params"], sep="/"))
+        highest = {path for path, found in depth.items() if found == max(depth.values())}
+        assert {path for path in highest if not path.startswith(tuple(top))} == set()
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])

@@ -7,17 +7,17 @@ from typing import NamedTuple
 import flax.linen as nn
 
 from corm_jax.errors import UserError
-from corm_jax.models import densenet, resnet, vit
+from corm_jax.models import clip, convnext, densenet, resnet, swin, vit
 
 
 class Layers(NamedTuple):
-    """Names of a family's modules and parameters, at the top of the tree of parameters.
+    """Paths of a family's modules in the tree of parameters.
 
     Attributes:
-      heads: the classifiers; a variant need not have all of them.
+      heads: the classifiers, at the top of the tree; a variant need not have all of them.
       stem: regular expression of what comes before the blocks.
       block: regular expression of what belongs to a block; its groups are the block's numbers, in
-        whose order blocks follow.
+        whose order blocks follow; what has no second number belongs to the first block of its own.
     """
 
     heads: tuple[str, ...]
@@ -34,6 +34,17 @@ FAMILIES: dict[type[nn.Module], Layers] = {
     vit.VisionTransformer: Layers(
         ("head", "head_dist"), r"(?:cls|dist)_token|pos_embed|patch_embed", r"block(\d+)"
     ),
+    convnext.ConvNeXt: Layers(
+        ("head",), r"stem_(?:conv|norm)", r"stages(\d+)_(?:block(\d+)|norm|conv)"
+    ),
+    swin.SwinTransformer: Layers(
+        ("head",), r"patch_(?:embed|norm)", r"layers(\d+)_(?:block(\d+)|norm|reduction)"
+    ),
+    clip.CLIPClassifier: Layers(
+        ("head",),
+        r"image/(?:class_embedding|positional_embedding|ln_pre|conv\d|bn\d)",
+        r"image/(?:block|layer)(\d+)(?:_block(\d+))?",
+    ),
 }
 
 
@@ -46,29 +57,29 @@ def heads(model: nn.Module) -> tuple[str, ...]:
     return _layers(model).heads
 
 
-def depths(model: nn.Module, names: Iterable[str]) -> dict[str, int]:
-    """Returns the depth of each module: 0 for the stem, 1 for the first block, and so on.
+def depths(model: nn.Module, paths: Iterable[str]) -> dict[str, int]:
+    """Returns the depth of each parameter: 0 in the stem, 1 in the first block, and so on.
 
     The head is deepest, with the last norm, if there is one before it, as in BEiT.
 
     Args:
       model: of a family in `FAMILIES`.
-      names: all keys of the model's parameters.
+      paths: of all of the model's parameters, such as block00/fc1/kernel.
 
     Raises:
       UserError: if the family is not in `FAMILIES`.
     """
     _, stem, block = _layers(model)
 
-    def place(name: str) -> tuple[int, ...]:
-        if re.fullmatch(stem, name):
+    def place(path: str) -> tuple[int, ...]:
+        if re.match(rf"(?:{stem})(?:/|$)", path):
             return (0,)
-        numbers = re.fullmatch(block, name)
-        return (1, *map(int, numbers.groups())) if numbers else (2,)
+        numbers = re.match(rf"(?:{block})(?:/|$)", path)
+        return (1, *(int(number or 0) for number in numbers.groups())) if numbers else (2,)
 
-    places = {name: place(name) for name in names}
+    places = {path: place(path) for path in paths}
     order = sorted(set(places.values()))
-    return {name: order.index(found) for name, found in places.items()}
+    return {path: order.index(found) for path, found in places.items()}
 
 
 def _layers(model: nn.Module) -> Layers:

@@ -14,7 +14,7 @@ from corm_jax.sweep.selection import Summary, summarize
 
 FINISHED, WAITING = "finished", "waiting"
 # Not in the table: what says how something was measured, and the same over images.
-UNLISTED = ("images", "images_with_core")
+UNLISTED = ("images", "images_with_core", "images_swapped")
 UNITS = {"rcs": (1.0, 2), "train_seconds": (1.0, 0)}  # factor, digits; others are percentages
 PERCENT = (100.0, 1)
 
