@@ -1,11 +1,12 @@
-"""PyTorch models behind the interface of ours, for evaluation: timm's and torchvision's.
+"""PyTorch models behind our models' interface, for evaluation: timm's, torchvision's, open_clip's.
 
 The protocols of `corm_jax.evaluate` run on them: jax draws the views, compiled, the very same ones
 as for our models, and PyTorch classifies them on its own device, between the compiled parts. (A
 callback from within a compiled step deadlocks on processors with few cores and on several devices.)
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from corm_jax import state_dicts
 from corm_jax.errors import UserError, lookup, nearest
 from corm_jax.evaluate import PROTOCOLS, EvalStep
 from corm_jax.models.normalizer import Statistics
+from corm_jax.models.zero_shot import TEMPLATES, prompts
 from corm_jax.torch_weights import check_fit
 
 
@@ -106,16 +108,59 @@ def _loop(
     return carry, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)
 
 
+class ZeroShot:
+    """An open_clip model as a module that classifies by the names of classes.
+
+    As `corm_jax.models.zero_shot`, whose templates it takes. The texts are embedded at the first
+    call, when the weights are there.
+    """
+
+    def __init__(self, clip: Any, tokens: Any) -> None:
+        """Takes open_clip's model and int tokens [C, T, L] of the T prompts of each class."""
+        self._clip, self._tokens = clip, tokens
+        self._head: Any = None
+
+    def to(self, device: str) -> "ZeroShot":
+        """Moves it to a device."""
+        self._clip, self._tokens = self._clip.to(device), self._tokens.to(device)
+        return self
+
+    def eval(self) -> "ZeroShot":
+        """Sets the evaluation mode."""
+        self._clip.eval()
+        return self
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns open_clip's model's."""
+        return self._clip.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Loads open_clip's model's."""
+        self._clip.load_state_dict(state)
+
+    def __call__(self, images: Any) -> Any:
+        """Maps normalised images [B, 3, H, W] to logits [B, C]."""
+        import torch
+        from torch.nn.functional import normalize
+
+        if self._head is None:
+            columns = [self._clip.encode_text(t, normalize=True).mean(0) for t in self._tokens]
+            self._head = normalize(torch.stack(columns), dim=1)
+        features = self._clip.encode_image(images, normalize=True)
+        return self._clip.logit_scale.exp() * features @ self._head.T
+
+
 def load(
-    name: str, *, weights: Path | None, num_classes: int, image_size: int, device: str
+    name: str, *, weights: Path | None, class_names: Sequence[str], image_size: int, device: str
 ) -> TorchModel:
     """Loads a PyTorch model.
 
     Args:
-      name: "timm:NAME" or "torchvision:NAME"; without a library it is timm's.
+      name: "timm:NAME", "torchvision:NAME" or "open_clip:NAME", which classifies by the names of
+        the classes (see `ZeroShot`); without a library it is timm's.
       weights: state dict of the model, of a format of `corm_jax.state_dicts`; its own normaliser
         is used if it has one. None for random weights.
-      num_classes: number of logits.
+      class_names: one for each logit, in their order.
       image_size: height and width of its images in pixels.
       device: PyTorch's name of where to run it, such as "cpu" or "cuda:0".
 
@@ -125,7 +170,7 @@ def load(
     """
     library, _, own_name = name.rpartition(":")
     create = lookup(LIBRARIES, library or "timm", "library of models")
-    module, statistics = create(own_name, num_classes, image_size)
+    module, statistics = create(own_name, class_names, image_size)
     if weights is not None:
         state, own = state_dicts.read(weights)
         statistics = own or statistics
@@ -133,6 +178,7 @@ def load(
             _load_state(module, state)
         except UserError as error:
             raise UserError(f"{weights} as {name}: {error}") from error
+    num_classes = len(class_names)
     model = TorchModel(module, num_classes=num_classes, statistics=statistics, device=device)
     try:
         shape = model.logits(np.zeros((1, image_size, image_size, 3), np.float32)).shape
@@ -151,22 +197,22 @@ def _load_state(module: Any, state: state_dicts.State) -> None:
     module.load_state_dict({key: torch.tensor(value) for key, value in state.items()})
 
 
-def _timm(name: str, num_classes: int, image_size: int) -> tuple[Any, Statistics]:
+def _timm(name: str, class_names: Sequence[str], image_size: int) -> tuple[Any, Statistics]:
     try:
         import timm
     except ImportError as error:
         raise UserError(f"timm's {name} needs timm: pip install 'corm_jax[torch]'") from error
     if not timm.is_model(name):
         raise UserError(f"timm has no model {name!r}{nearest(name, timm.list_models())}")
-    module = timm.create_model(name, num_classes=num_classes)
+    module = timm.create_model(name, num_classes=len(class_names))
     expected = module.pretrained_cfg["input_size"][-1]
     if image_size != expected and module.pretrained_cfg["fixed_input_size"]:
-        module = timm.create_model(name, num_classes=num_classes, img_size=image_size)
+        module = timm.create_model(name, num_classes=len(class_names), img_size=image_size)
     cfg = module.pretrained_cfg
     return module, Statistics(tuple(cfg["mean"]), tuple(cfg["std"]))
 
 
-def _torchvision(name: str, num_classes: int, image_size: int) -> tuple[Any, Statistics]:
+def _torchvision(name: str, class_names: Sequence[str], image_size: int) -> tuple[Any, Statistics]:
     try:
         from torchvision import models
     except ImportError as error:
@@ -176,16 +222,41 @@ def _torchvision(name: str, num_classes: int, image_size: int) -> tuple[Any, Sta
     known = models.list_models(module=models)
     if name not in known:
         raise UserError(f"torchvision has no model {name!r}{nearest(name, known)}")
-    module = models.get_model(name, weights=None, num_classes=num_classes)
+    create = partial(models.get_model, name, weights=None, num_classes=len(class_names))
+    module = create()
     if getattr(module, "image_size", image_size) != image_size:  # of vision transformers
-        module = models.get_model(
-            name, weights=None, num_classes=num_classes, image_size=image_size
-        )
+        module = create(image_size=image_size)
     transforms = models.get_model_weights(name).DEFAULT.transforms()
     return module, Statistics(tuple(transforms.mean), tuple(transforms.std))
 
 
-LIBRARIES: dict[str, Callable[[str, int, int], tuple[Any, Statistics]]] = {
+def _open_clip(
+    name: str, class_names: Sequence[str], image_size: int
+) -> tuple[ZeroShot, Statistics]:
+    try:
+        import open_clip
+    except ImportError as error:
+        raise UserError(
+            f"open_clip's {name} needs open_clip: pip install 'corm_jax[clip,torch]' ({error})"
+        ) from error
+    config = open_clip.get_model_config(name)
+    if config is None:
+        raise UserError(f"open_clip has no model {name!r}{nearest(name, open_clip.list_models())}")
+    if "hf_model_name" in config["text_cfg"] or "hf_tokenizer_name" in config["text_cfg"]:
+        raise UserError(f"open_clip's {name} needs files of texts that are not in open_clip itself")
+    clip = open_clip.create_model(name, load_weights=False, force_image_size=image_size)
+    texts = [prompts(class_name, TEMPLATES) for class_name in class_names]
+    tokenize = open_clip.get_tokenizer(name)
+    tokens = tokenize([text for of_class in texts for text in of_class])
+    visual = clip.visual
+    return (
+        ZeroShot(clip, tokens.reshape(len(texts), len(TEMPLATES), -1)),
+        Statistics(tuple(visual.image_mean), tuple(visual.image_std)),
+    )
+
+
+LIBRARIES: dict[str, Callable[[str, Sequence[str], int], tuple[Any, Statistics]]] = {
     "timm": _timm,
     "torchvision": _torchvision,
+    "open_clip": _open_clip,
 }

@@ -1,5 +1,7 @@
 """PyTorch models behind our interface: the same logits, the same counts by the same protocols."""
 
+import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,12 @@ from corm_jax import adapters
 from corm_jax.errors import UserError
 from corm_jax.evaluate import PROTOCOLS, evaluate, make_eval_step
 from corm_jax.models import create_model
+from corm_jax.models.clip import CLIP
+from corm_jax.models.clip_image import VisionTower
+from corm_jax.models.clip_text import TextTower
+from corm_jax.models.gelu import gelu
 from corm_jax.models.normalizer import IMAGENET, INCEPTION
+from corm_jax.models.zero_shot import TEMPLATES, tokenize, zero_shot_classifier
 from corm_jax.sharding import create_mesh
 from corm_jax.state_dicts import encode
 from corm_jax.torch_weights import to_flax
@@ -23,7 +30,8 @@ torch = pytest.importorskip("torch")
 torchvision = import_torchvision()
 timm = import_timm()
 
-SIZE, CLASSES, IMAGES = 32, 3, 16
+SIZE, NAMES, IMAGES = 32, ("otter", "sea_lion", "duck"), 16
+CLASSES = len(NAMES)
 CONFIG = ConfigDict({"eval": {"seed": 5, "trials": 3, "sigma": 0.25}})
 
 
@@ -41,7 +49,7 @@ def save(path: Path, module: Any, **more: np.ndarray) -> Path:
 
 
 def load(name: str, weights: Path | None, size: int = SIZE) -> adapters.TorchModel:
-    return adapters.load(name, weights=weights, num_classes=CLASSES, image_size=size, device="cpu")
+    return adapters.load(name, weights=weights, class_names=NAMES, image_size=size, device="cpu")
 
 
 @pytest.fixture
@@ -93,6 +101,54 @@ def test_a_checkpoints_own_normaliser_is_used(images: np.ndarray, tmp_path: Path
     found = load("resnet18", path).logits(images)
     expected = expected_logits(module, images, statistics)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.fixture
+def tiny_clip(tmp_path: Path) -> Any:
+    """A small model of open_clip by the name of `tiny`, with random weights."""
+    open_clip = pytest.importorskip("open_clip")
+    towers = {"width": 16, "layers": 1}
+    config = {
+        "embed_dim": 12,
+        "vision_cfg": {**towers, "image_size": 2 * SIZE, "patch_size": 8, "head_width": 8},
+        "text_cfg": {**towers, "context_length": 77, "vocab_size": 49408, "heads": 2},
+    }
+    (tmp_path / "tiny.json").write_text(json.dumps(config))
+    open_clip.add_model_config(tmp_path)
+    return randomize(open_clip.create_model("tiny", load_weights=False, force_image_size=SIZE))
+
+
+def test_open_clips_models_classify_by_the_names_of_the_classes(
+    tiny_clip: Any, images: np.ndarray, tmp_path: Path
+) -> None:
+    found = load("open_clip:tiny", save(tmp_path / "a.safetensors", tiny_clip)).logits(images)
+
+    state = {key: value.numpy() for key, value in tiny_clip.state_dict().items()}
+    towers = {"features": 12, "width": 16, "depth": 1, "heads": 2, "activation": gelu}
+    clip = CLIP(
+        image_tower=partial(VisionTower, **towers, patch_size=8),
+        text_tower=partial(TextTower, **towers),
+    )
+    variables = to_flax(clip, state, image_size=SIZE)
+    model, variables = zero_shot_classifier(
+        clip, variables, NAMES, templates=TEMPLATES, tokenize=tokenize
+    )
+    expected, _ = model.apply(variables, images, train=False)
+    assert np.ptp(expected, axis=0).max() > 1e-3
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_what_of_open_clip_cannot_be_loaded_is_one_line(tiny_clip: Any, tmp_path: Path) -> None:
+    cases = {
+        "open_clip:ViT-B-23": r"open_clip has no model 'ViT-B-23' \(did you mean 'ViT-B-",
+        "open_clip:ViT-B-16-SigLIP": r"needs files of texts that are not in open_clip itself",
+    }
+    for name, message in cases.items():
+        with pytest.raises(UserError, match=message):
+            load(name, None)
+    path = save(tmp_path / "r.safetensors", native("timm", "resnet18"))
+    with pytest.raises(UserError, match=r"r.safetensors as open_clip:tiny: the weights do not fit"):
+        load("open_clip:tiny", path)
 
 
 def batch() -> dict[str, np.ndarray]:
@@ -163,4 +219,6 @@ def test_what_cannot_be_loaded_is_one_line(tmp_path: Path) -> None:
             load(name, weights, size)
         assert "\n" not in str(error.value)
     with pytest.raises(UserError, match=r"2 of another shape: fc\.bias"):
-        adapters.load("resnet18", weights=path, num_classes=9, image_size=SIZE, device="cpu")
+        adapters.load(
+            "resnet18", weights=path, class_names=NAMES * 3, image_size=SIZE, device="cpu"
+        )
