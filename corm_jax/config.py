@@ -42,6 +42,7 @@ def base_config(objective: str) -> ConfigDict:
     config.model.name = "vit_nano_patch8_48"  # a key of corm_jax.models.MODELS
     config.model.dtype = "float32"  # of computation: float32 or bfloat16
     config.model.head_bias = objective != "cfce"  # as in timm; cfce takes a head without
+    config.model.global_pool = ""  # of ViTs: token or avg; "" for what the name stands for
 
     config.data = data = ConfigDict()
     data.source = "tfds"  # tfds or folder
@@ -241,7 +242,13 @@ BEST_METRICS = ("clean", "core", "rcs")
 def _check_model(config: ConfigDict) -> nn.Module:
     """Returns the model; refuses for a term of cfce one whose logits are no sums of maps."""
     name, head_bias = config.model.name, config.model.head_bias
-    model = create_model(name, num_classes=2, dtype=config.model.dtype, head_bias=head_bias)
+    model = create_model(
+        name,
+        num_classes=2,
+        dtype=config.model.dtype,
+        head_bias=head_bias,
+        global_pool=config.model.global_pool,
+    )
     for label in (label for label, term in config.terms.items() if term.term == "cfce"):
         if head_bias:
             raise UserError(
@@ -251,7 +258,8 @@ def _check_model(config: ConfigDict) -> nn.Module:
         if not _gives_class_maps(model, config.data.image_size):
             raise UserError(
                 f"config.terms.{label}: cfce needs a head on the mean of maps, which {name} does "
-                "not have; set config.model.name to a ResNet or to vit_base_patch16_gap_224"
+                "not have; set config.model.name to a ResNet, or for a vision transformer "
+                "config.model.global_pool=avg"
             )
     return model
 

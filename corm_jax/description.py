@@ -7,7 +7,7 @@ from typing import Any, Self
 import flax.linen as nn
 
 from corm_jax.errors import UserError
-from corm_jax.models import create_model
+from corm_jax.models import POOLS, create_model
 from corm_jax.models.normalizer import Statistics
 
 INTERPOLATIONS = ("bilinear", "bicubic")
@@ -27,6 +27,7 @@ class Description:
       interpolation: how that square is resized, one of `INTERPOLATIONS`; our own evaluation is
         always bilinear.
       head_bias: whether its head has a bias.
+      global_pool: as of `corm_jax.models.create_model`.
     """
 
     model: str
@@ -37,6 +38,7 @@ class Description:
     center_crop_share: float
     interpolation: str
     head_bias: bool = True
+    global_pool: str = ""
 
     def create(self, dtype: str) -> nn.Module:
         """Creates the model with its own normaliser; `dtype` as in `create_model`.
@@ -45,7 +47,11 @@ class Description:
           UserError: if there is no such model.
         """
         model = create_model(
-            self.model, num_classes=self.num_classes, dtype=dtype, head_bias=self.head_bias
+            self.model,
+            num_classes=self.num_classes,
+            dtype=dtype,
+            head_bias=self.head_bias,
+            global_pool=self.global_pool,
         )
         return model.clone(statistics=self.statistics)
 
@@ -88,6 +94,7 @@ class Description:
             center_crop_share=float(fields["center_crop_share"]),
             interpolation=fields["interpolation"],
             head_bias=fields["head_bias"],
+            global_pool=fields["global_pool"],
         )
 
 
@@ -117,4 +124,5 @@ CHECKS = {
     "center_crop_share": lambda v: _is_number(v) and 0 < v <= 1,
     "interpolation": lambda v: v in INTERPOLATIONS,
     "head_bias": lambda v: isinstance(v, bool),
+    "global_pool": lambda v: v in ("", *POOLS),
 }

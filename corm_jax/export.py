@@ -13,6 +13,12 @@ from corm_jax.models import OWN, default_image_size
 from corm_jax.models.normalizer import Statistics
 from corm_jax.torch_weights import FAMILIES, abstract_variables
 
+# What timm's vision transformers take for the poolings of ours.
+TIMM_POOLS: dict[str, dict[str, Any]] = {
+    "": {},
+    "token": {"global_pool": "token", "class_token": True, "fc_norm": False},
+    "avg": {"global_pool": "avg", "class_token": False, "fc_norm": False},
+}
 UNIT = Statistics((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
 
@@ -31,11 +37,12 @@ def timm_config(description: Description) -> dict[str, Any]:
     in_timm = description.model not in OWN and library_of(model) == "timm"
     # Only transformers are made for a size: of their position embeddings, or their windows.
     sized = getattr(model, "patch_size", 1) > 1 and size != default_image_size(description.model)
+    pooled = TIMM_POOLS[description.global_pool] if in_timm else {}
     return {
         "architecture": description.model if in_timm else None,
         "num_classes": description.num_classes,
         "label_names": description.class_names and list(description.class_names),
-        "model_args": {"img_size": size} if in_timm and sized else {},
+        "model_args": ({"img_size": size} if in_timm and sized else {}) | pooled,
         "pretrained_cfg": {
             "num_classes": description.num_classes,
             "input_size": [3, size, size],

@@ -7,7 +7,7 @@ optimizer starts afresh, at step 0. The input normaliser comes along.
 
 The classifier starts afresh where the weights' classes are others, by number or by name; where
 their names are unknown, their number decides. A vision transformer's position embeddings are
-interpolated to another image size.
+interpolated to another image size; its class token is left out where the run's model has none.
 """
 
 import logging
@@ -34,7 +34,7 @@ from corm_jax.torch_weights import check_fit
 
 logger = logging.getLogger(__name__)
 
-POSITIONS = "params/pos_embed"
+POSITIONS, CLASS_TOKEN = "params/pos_embed", "params/cls_token"
 
 
 class Source(NamedTuple):
@@ -151,6 +151,10 @@ def fit(
         fresh = {key for key in given.keys() | expected.keys() if key.split("/")[1] in heads(model)}
         given = {key: array for key, array in given.items() if key not in fresh}
         expected = {key: shape for key, shape in expected.items() if key not in fresh}
+    if CLASS_TOKEN in given and CLASS_TOKEN not in expected:
+        logger.info("the class token is left out: the head sees the mean of the patches' tokens")
+        del given[CLASS_TOKEN]
+        given[POSITIONS] = given[POSITIONS][:, 1:]
     old, new = source.description.image_size, config.data.image_size
     if POSITIONS in given and old != new:
         sides = (old // model.patch_size, new // model.patch_size)

@@ -67,6 +67,7 @@ def set_up(config: ConfigDict, statistics: Statistics | None) -> Setup:
         num_classes=len(dataset.class_names),
         dtype=config.model.dtype,
         head_bias=config.model.head_bias,
+        global_pool=config.model.global_pool,
     )
     model = model.clone(statistics=statistics or model.statistics)
     shard = (jax.process_index(), jax.process_count())
@@ -156,6 +157,7 @@ def _describe(setup: Setup) -> Description:
         center_crop_share=data.center_crop_share,
         interpolation="bilinear",
         head_bias=setup.config.model.head_bias,
+        global_pool=setup.config.model.global_pool,
     )
 
 

@@ -17,9 +17,13 @@ from corm_jax.data.drawing import SHAPES
 from corm_jax.runs import load_run
 from corm_jax.state_dicts import read
 
+RESNET = {"model__name": "resnet18", "data__image_size": 32}
+VIT = {
+    "model__name": "vit_tiny_patch16_224",
+    "model__global_pool": "avg",
+    "data__image_size": 48,
+}
 CHANGES = {
-    "model__name": "resnet18",
-    "data__image_size": 32,
     "train__steps": 12,
     "train__ema_decay": 0.5,
     "eval__every": 4,
@@ -35,13 +39,16 @@ class Trained(NamedTuple):
     results: dict[str, Any]
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory, shapes_data_dir: Path) -> Trained:
+def train_as(model: dict[str, Any], file: str, data_dir: Path, workdir: Path) -> Trained:
     from corm_jax.train import train
 
-    config = small_config("configs/resnet_erm.py", shapes_data_dir, **CHANGES)
-    workdir = tmp_path_factory.mktemp("runs") / "run"
+    config = small_config(f"configs/{file}.py", data_dir, **CHANGES, **model)
     return Trained(config, workdir, train(config, workdir))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, shapes_data_dir: Path) -> Trained:
+    return train_as(RESNET, "resnet_erm", shapes_data_dir, tmp_path_factory.mktemp("runs") / "run")
 
 
 def export(workdir: Path, output: Path, *options: str) -> dict[str, Any]:
@@ -53,9 +60,19 @@ def export(workdir: Path, output: Path, *options: str) -> dict[str, Any]:
 def test_timm_predicts_what_the_run_predicted(
     trained: Trained, tmp_path: Path, suffix: str
 ) -> None:
+    assert_timm_predicts_the_same(trained, tmp_path / f"model{suffix}")
+
+
+def test_timm_predicts_what_a_vision_transformer_of_other_pooling_and_size_predicted(
+    shapes_data_dir: Path, tmp_path: Path
+) -> None:
+    trained = train_as(VIT, "vit_erm", shapes_data_dir, tmp_path / "run")
+    assert_timm_predicts_the_same(trained, tmp_path / "model.safetensors")
+
+
+def assert_timm_predicts_the_same(trained: Trained, path: Path) -> None:
     torch, _ = pytest.importorskip("torch"), import_torchvision()
     timm = pytest.importorskip("timm")
-    path = tmp_path / f"model{suffix}"
     exported = export(trained.workdir, path)
     assert exported["label_names"] == list(SHAPES)
     theirs = timm.create_model(
@@ -83,7 +100,7 @@ def test_timm_predicts_what_the_run_predicted(
     assert total == metrics["images"]
     assert right / total == pytest.approx(metrics["clean_plain"])
     assert exported["corm_jax"] == {
-        "model": "resnet18",
+        "model": trained.config.model.name,
         "library": "timm",
         "step": 12,
         "metrics": metrics,

@@ -66,7 +66,8 @@ def start(source: Source, name: str, size: int = 16, **changes: Any) -> tuple[di
     config = base_config("erm")
     config.data.image_size = size
     config.update({"init": "SOURCE", "model": {"name": name}, **changes})
-    model = create_model(name, num_classes=len(NAMES), dtype="float32")
+    pool = config.model.global_pool
+    model = create_model(name, num_classes=len(NAMES), dtype="float32", global_pool=pool)
     abstract = abstract_state(config, model, one_device())
     trained = fit(source, config, model, abstract, NAMES)
     state = create_state(config, model, abstract, trained)
@@ -149,6 +150,23 @@ def test_positions_follow_the_size_of_the_images():
     np.testing.assert_allclose(grid.mean(axis=(0, 1)), 2.5, rtol=1e-5)
     np.testing.assert_allclose(grid + grid[::-1, ::-1], 5.0, rtol=1e-5)  # point symmetric
     assert (np.diff(grid[:, :, 0].mean(axis=1)) > 0).all()
+
+
+def test_the_class_token_is_left_out_where_the_head_sees_a_mean(caplog):
+    caplog.set_level(logging.INFO)
+    name = "vit_tiny_patch16_224"
+    source = make_source(name, size=32)
+    given = flatten_dict(source.variables, sep="/")
+    trained, _ = start(source, name, size=32, model={"name": name, "global_pool": "avg"})
+    assert "the class token is left out" in caplog.text
+    assert given.keys() - trained.keys() == {"params/cls_token"}
+    positions = given["params/pos_embed"]
+    assert positions.shape == (1, 5, 192)
+    np.testing.assert_array_equal(trained["params/pos_embed"], positions[:, 1:])
+    trained, _ = start(source, name, size=48, model={"name": name, "global_pool": "avg"})
+    np.testing.assert_array_equal(
+        trained["params/pos_embed"], resample_positions(positions[:, 1:], 2, 3)
+    )
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """Models by name: timm's parameter counts, shapes, dtypes, initial values, errors."""
 
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -131,6 +132,18 @@ def test_position_embedding_starts_at_sincos_with_zeros_for_the_class_token(pool
         assert not embedding[0].any()
         embedding = embedding[1:]
     np.testing.assert_array_equal(embedding, sincos_positions(2, 3, 8))
+
+
+def test_vision_transformers_alone_have_a_choice_of_pooling():
+    create = partial(create_model, num_classes=2, dtype="float32")
+    assert create("deit_tiny_patch16_224").global_pool == "token"
+    assert create("deit_tiny_patch16_224", global_pool="avg").global_pool == "avg"
+    assert create("vit_nano_patch8_48", global_pool="token").global_pool == "token"
+    for name in ("resnet18", "deit_tiny_distilled_patch16_224", "RN50"):
+        with pytest.raises(UserError, match=f"{name} has no choice of global_pool"):
+            create(name, global_pool="avg")
+    with pytest.raises(UserError, match=r"unknown global_pool 'agv'.*did you mean 'avg'"):
+        create("deit_tiny_patch16_224", global_pool="agv")
 
 
 def test_unknown_model_or_dtype_names_the_nearest():

@@ -10,6 +10,7 @@ from corm_jax.errors import UserError, lookup
 from corm_jax.models import clip, convnext, densenet, resnet, swin, vit
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+POOLS = {name: name for name in ("token", "avg")}
 
 # Each family's file holds its variants.
 MODELS: dict[str, partial[nn.Module]] = {
@@ -24,7 +25,9 @@ MODELS: dict[str, partial[nn.Module]] = {
 OWN = ("resnet8_nano", "resnet10_nano", "vit_nano_patch8_48")
 
 
-def create_model(name: str, *, num_classes: int, dtype: str, head_bias: bool = True) -> nn.Module:
+def create_model(
+    name: str, *, num_classes: int, dtype: str, head_bias: bool = True, global_pool: str = ""
+) -> nn.Module:
     """Creates a model by name.
 
     Args:
@@ -33,18 +36,27 @@ def create_model(name: str, *, num_classes: int, dtype: str, head_bias: bool = T
       num_classes: number of logits.
       dtype: computation dtype, "float32" or "bfloat16"; parameters are float32 in both.
       head_bias: whether the head has a bias, as timm's have.
+      global_pool: of vision transformers, what the head sees: "token" or "avg" (then there is no
+        class token); "" for what the name stands for.
 
     Returns:
       A module whose `apply(variables, images, train=...)` maps images [B, H, W, 3] in [0, 1] to
       (logits float32 [B, num_classes], dict of intermediates).
 
     Raises:
-      UserError: if the name or the dtype is unknown; names the nearest one.
+      UserError: if the name or the dtype is unknown (names the nearest one), or the model has no
+        such choice of pooling.
     """
     constructor = lookup(MODELS, name, "model")
-    return constructor(
+    model = constructor(
         num_classes=num_classes, dtype=lookup(DTYPES, dtype, "dtype"), head_bias=head_bias
     )
+    if not global_pool:
+        return model
+    lookup(POOLS, global_pool, "global_pool")
+    if not isinstance(model, vit.VisionTransformer) or model.distilled:
+        raise UserError(f"{name} has no choice of global_pool; leave it empty")
+    return model.clone(global_pool=global_pool)
 
 
 def default_image_size(name: str) -> int:
