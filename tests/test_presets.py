@@ -37,7 +37,7 @@ def test_published_presets_have_the_published_numbers():
 def test_other_presets_add_one_term_to_cross_entropy_outside_the_core():
     assert preset("noise")["noisy"]["region"] == "whole"
     assert preset("pgd")["attack"]["region"] == "non_core"
-    for name in ("pgd", "background_swap", "consistency"):
+    for name in ("pgd", "background_swap", "corm_plus", "consistency"):
         assert preset(name)["clean"] == preset("erm")["clean"]
 
 

@@ -136,6 +136,17 @@ def background_swap() -> Terms:
     return {"clean": dict(CLEAN), "swapped": swapped}
 
 
+def corm_plus() -> Terms:
+    """This project's recommendation against backgrounds that mislead: `background_swap` of half.
+
+    In trials on spurious_shapes (one seed, 700 steps) swapping half of the backgrounds kept the
+    clean accuracy, which swapping all of them lowered; noise beside or upon it added nothing, and
+    made a model that sees the background alone guess the class more often.
+    """
+    swapped = {**background_swap()["swapped"], "probability": 0.5}
+    return {"clean": dict(CLEAN), "swapped": swapped}
+
+
 def consistency() -> Terms:
     """Clean cross entropy, and the divergence of the prediction under noise outside the core.
 
@@ -173,6 +184,7 @@ PRESETS: dict[str, Callable[[], Terms]] = {
     "rrr": rrr,
     "pgd": pgd,
     "background_swap": background_swap,
+    "corm_plus": corm_plus,
     "dfr": dfr,
     "consistency": consistency,
     "cam": cam,
