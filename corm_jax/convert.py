@@ -17,6 +17,7 @@ from corm_jax.export import add_head_bias, fold_normalizer, library_of, timm_con
 from corm_jax.files import read_json, replacing
 from corm_jax.models import OWN, default_image_size
 from corm_jax.models.normalizer import Statistics
+from corm_jax.models.zero_shot import TEMPLATES
 from corm_jax.runs import WHICH, load_run
 from corm_jax.state_dicts import ENCODERS, encode
 from corm_jax.terminal import set_up_terminal
@@ -26,7 +27,8 @@ FROM_TORCH = """\
 converts a PyTorch state dict to a model file of ours: Flax variables by path, with the classes, the
 normaliser and the preprocessing in its metadata. FILE is a .safetensors, .npz, .pth or .pt file of
 timm, torchvision, open_clip, or MadryLab's robustness, whose own normaliser is kept; .pth and .pt
-need PyTorch and are read without running what a pickle may hold"""
+need PyTorch and are read without running what a pickle may hold. A CLIP becomes a classifier by the
+names in --classes"""
 TO_TORCH = """\
 writes the weights of a finished run, or of a model file of ours, under timm's names, and beside
 them OUT.json as timm's config.json: the architecture, classes, normaliser and preprocessing, and a
@@ -59,6 +61,12 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--output", type=_path, required=True, help="a .safetensors file")
     command.add_argument(
         "--classes", type=_path, help="names of the classes: one a line, or a JSON list (.json)"
+    )
+    command.add_argument(
+        "--templates",
+        type=_path,
+        help="of a CLIP's prompts for a class, one a line, with {} for its name (default: "
+        f"{TEMPLATES[0]!r} and {len(TEMPLATES) - 1} more)",
     )
     command.add_argument(
         "--image_size", type=_pixels, help="in pixels (default: what the model is made for)"
@@ -138,6 +146,7 @@ def from_torch(arguments: argparse.Namespace) -> None:
         arguments.input,
         arguments.model,
         class_names=arguments.classes and read_classes(arguments.classes),
+        templates=read_classes(arguments.templates) if arguments.templates else TEMPLATES,
         statistics=_statistics(arguments),
         image_size=arguments.image_size or default_image_size(arguments.model),
         center_crop_share=arguments.center_crop_share,

@@ -28,6 +28,7 @@ from corm_jax.files import read_json
 from corm_jax.models import default_image_size
 from corm_jax.models.layers import heads
 from corm_jax.models.vit import resample_positions
+from corm_jax.models.zero_shot import TEMPLATES
 from corm_jax.runs import load_run
 from corm_jax.state import TrainState
 from corm_jax.torch_weights import check_fit
@@ -100,6 +101,7 @@ def _load_state_dict(path: Path, config: ConfigDict) -> Source:
         path,
         config.model.name,
         class_names=None,
+        templates=TEMPLATES,
         statistics=None,
         image_size=default_image_size(config.model.name),
         center_crop_share=config.data.center_crop_share,

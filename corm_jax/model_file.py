@@ -7,10 +7,12 @@ sep="/")` is what `model.apply` takes. The header's metadata holds `corm_jax`: t
 
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import flax.linen as nn
+import numpy as np
 import safetensors.numpy
 from flax.traverse_util import flatten_dict, unflatten_dict
 
@@ -18,7 +20,9 @@ from corm_jax.description import Description
 from corm_jax.errors import UserError
 from corm_jax.files import replacing
 from corm_jax.models import check_image_size, create_model
+from corm_jax.models.clip import CLIPS
 from corm_jax.models.normalizer import IMAGENET, Statistics
+from corm_jax.models.zero_shot import tokenize, zero_shot_classifier
 from corm_jax.state_dicts import read as read_state_dict
 from corm_jax.state_dicts import read_safetensors, safetensors_metadata
 from corm_jax.torch_weights import (
@@ -30,6 +34,7 @@ from corm_jax.torch_weights import (
 )
 
 METADATA = "corm_jax"
+TEXT_TOWER = "token_embedding.weight"  # open_clip's name of what every CLIP with texts has
 
 
 class Model(NamedTuple):
@@ -85,6 +90,7 @@ def import_state_dict(
     name: str,
     *,
     class_names: tuple[str, ...] | None,
+    templates: Sequence[str],
     statistics: Statistics | None,
     image_size: int,
     center_crop_share: float,
@@ -92,10 +98,14 @@ def import_state_dict(
 ) -> Model:
     """Converts a PyTorch state dict; see `corm_jax.state_dicts` for the files.
 
+    Of a CLIP with both towers it makes a classifier by the names of the classes
+    (`corm_jax.models.zero_shot`).
+
     Args:
       path: of the file.
       name: of the model, a key of `corm_jax.models.MODELS`.
-      class_names: None if unknown; the number of classes is the weights'.
+      class_names: None if unknown; the number of classes is the weights'. CLIP needs them.
+      templates: of CLIP's prompts for a class; others have none.
       statistics: of the input normaliser; None for the file's own, else torchvision's where its
         names are torchvision's alone, else the model's.
       image_size: as in `Description`.
@@ -114,14 +124,17 @@ def import_state_dict(
     check_image_size(name, image_size)
     state, own = read_state_dict(path)
     try:
-        found = number_of_classes(create, state, image_size=image_size)
-        # Without a head nothing fits: what does not is named with all else.
-        classes = found or 1
-        model = create(classes)
-        variables = to_flax(model, state, image_size=image_size)
+        foreign = False
+        if name in CLIPS and TEXT_TOWER in state:
+            model, variables = _zero_shot(name, state, class_names, templates, image_size)
+        else:
+            # Without a head nothing fits: what does not is named with all else.
+            model = create(number_of_classes(create, state, image_size=image_size) or 1)
+            variables = to_flax(model, state, image_size=image_size)
+            foreign = naming(model, state, image_size=image_size) == "torchvision"
+        classes = model.num_classes
         if class_names is not None and len(class_names) != classes:
             raise UserError(f"its weights are of {classes} classes, not {len(class_names)}")
-        foreign = naming(model, state, image_size=image_size) == "torchvision"
     except UserError as error:
         raise UserError(f"{path} as {name}: {error}") from error
     description = Description(
@@ -136,6 +149,26 @@ def import_state_dict(
     with path.open("rb") as file:
         origin = {"file": path.name, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
     return Model(description, variables, origin)
+
+
+def _zero_shot(
+    name: str,
+    state: Mapping[str, np.ndarray],
+    class_names: tuple[str, ...] | None,
+    templates: Sequence[str],
+    image_size: int,
+) -> tuple[nn.Module, dict[str, Any]]:
+    if class_names is None:
+        raise UserError(
+            "it has CLIP's texts and no classifier, which is made of the names of your classes: "
+            f"python -m corm_jax.convert from-torch FILE --model={name} --classes=NAMES.txt "
+            "--output=OUT.safetensors"
+        )
+    clip = CLIPS[name]()
+    variables = to_flax(clip, state, image_size=image_size)
+    return zero_shot_classifier(
+        clip, variables, class_names, templates=templates, tokenize=tokenize
+    )
 
 
 def is_model_file(path: Path) -> bool:

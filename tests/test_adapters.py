@@ -12,11 +12,12 @@ import pytest
 from ml_collections import ConfigDict
 from torch_models import import_timm, import_torchvision, randomize
 
-from corm_jax import adapters
+from corm_jax import adapters, model_file
+from corm_jax.convert import main as convert
 from corm_jax.errors import UserError
 from corm_jax.evaluate import PROTOCOLS, evaluate, make_eval_step
-from corm_jax.models import create_model
-from corm_jax.models.clip import CLIP
+from corm_jax.models import MODELS, create_model
+from corm_jax.models.clip import CLIP, CLIPS, CLIPClassifier
 from corm_jax.models.clip_image import VisionTower
 from corm_jax.models.clip_text import TextTower
 from corm_jax.models.gelu import gelu
@@ -136,6 +137,47 @@ def test_open_clips_models_classify_by_the_names_of_the_classes(
     expected, _ = model.apply(variables, images, train=False)
     assert np.ptp(expected, axis=0).max() > 1e-3
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_clip_is_converted_to_a_classifier_by_the_names_of_the_classes(
+    tiny_clip: Any,
+    images: np.ndarray,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    towers = {"features": 12, "width": 16, "depth": 1, "heads": 2, "activation": gelu}
+    image_tower = partial(VisionTower, **towers, patch_size=8)
+    text_tower = partial(TextTower, **towers)
+    clip = partial(CLIP, image_tower=image_tower, text_tower=text_tower)
+    monkeypatch.setitem(CLIPS, "tiny", clip)
+    monkeypatch.setitem(MODELS, "tiny", partial(CLIPClassifier, image_tower=image_tower))
+    source, output = save(tmp_path / "clip.npz", tiny_clip), tmp_path / "out.safetensors"
+    arguments = ["from-torch", str(source), "--model=tiny", f"--output={output}"]
+    arguments.append(f"--image_size={SIZE}")
+    assert convert(arguments) == 1
+    errors = capsys.readouterr().err
+    assert "clip.npz as tiny: it has CLIP's texts and no classifier" in errors
+    assert errors.count("\n") == 1
+    assert not output.exists()
+    (tmp_path / "names.txt").write_text("\n".join(NAMES))
+    (tmp_path / "templates.txt").write_text("a {}\nthe {} there\n")
+    arguments += [f"--classes={tmp_path}/names.txt", f"--templates={tmp_path}/templates.txt"]
+    assert convert(arguments) == 0
+    model = model_file.read(output)
+    assert model.description.class_names == NAMES
+    found, _ = model.description.create("float32").apply(model.variables, images, train=False)
+
+    texts = [[f"a {name}", f"the {name} there"] for name in ("otter", "sea lion", "duck")]
+    normalize = torch.nn.functional.normalize
+    with torch.no_grad():
+        tokens = [torch.from_numpy(tokenize(of_class)).long() for of_class in texts]
+        columns = [tiny_clip.encode_text(t, normalize=True).mean(0) for t in tokens]
+        mean, std = (np.float32(values) for values in model.description.statistics)
+        inputs = torch.from_numpy(((images - mean) / std).transpose(0, 3, 1, 2).copy())
+        features = tiny_clip.encode_image(inputs, normalize=True)
+        head = normalize(torch.stack(columns), dim=1) * tiny_clip.logit_scale.exp()
+    np.testing.assert_allclose(found, features @ head.T, rtol=1e-4, atol=1e-5)
 
 
 def test_what_of_open_clip_cannot_be_loaded_is_one_line(tiny_clip: Any, tmp_path: Path) -> None:
