@@ -1,6 +1,7 @@
 """Checkpoints: the latest two and the best, saved in the background, verified when restored."""
 
 import logging
+import math
 import os
 import re
 import shutil
@@ -68,7 +69,7 @@ class Checkpoints:
 
     def _open(self) -> ocp.CheckpointManager:
         def value(metrics: dict[str, float]) -> float:
-            return metrics[self._best]
+            return metrics.get(self._best, -math.inf)  # not measured where no image has a mask
 
         policy = checkpoint_managers.AnyPreservationPolicy(
             [

@@ -210,16 +210,15 @@ def summarize(totals: Counts) -> dict[str, float]:
             "clean_plain": totals["clean"].compute_plain(),
             "images": totals["clean"].number(),
         }
+    # What is measured on no image is left out: all but `clean` without masks, a swap where all
+    # images are of one class.
     if "core" in totals:
-        core, spurious = totals["core"].compute(), totals["spurious"].compute()
-        results |= {
-            "core": core,
-            "spurious": spurious,
-            "rcs": relative_core_sensitivity(core, spurious),
-            "images_with_core": totals["with_core"].number(),
-        }
+        if totals["core"].number():
+            core, spurious = totals["core"].compute(), totals["spurious"].compute()
+            rcs = relative_core_sensitivity(core, spurious)
+            results |= {"core": core, "spurious": spurious, "rcs": rcs}
+        results["images_with_core"] = totals["with_core"].number()
     if "swapped_background" in totals:
-        # What is measured on no image, such as a swap where all are of one class, is left out.
         results |= {n: totals[n].compute() for n in ABLATIONS if totals[n].number()}
         results["images_swapped"] = totals["swapped_background"].number()
     return results

@@ -116,6 +116,8 @@ def draw_curves(
         loss.plot(*weighted_values(records, label, term.weight), **style)
         norms.plot(*series(f"train/terms/{label}/gradient_norm"), **style)
     for number, name in enumerate(("clean", "core", "spurious")):
+        if name not in metrics:  # no masks
+            continue
         steps, values = series(f"validation/{name}")
         color = f"C{number}"
         accuracy.plot(

@@ -31,6 +31,8 @@ from corm_jax.steps import make_train_step
 
 logger = logging.getLogger(__name__)
 
+SHOWN = ("clean", "core", "spurious", "rcs")  # of an evaluation in the course of training
+
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
@@ -232,7 +234,7 @@ def _loop(
             history.write(step, {f"validation/{name}": v for name, v in measured.items()})
             progress.note(
                 f"step {step}: on {measured['images']:.0f} validation images: "
-                + ", ".join(f"{k} {measured[k]:.3f}" for k in ("clean", "core", "spurious", "rcs"))
+                + ", ".join(f"{k} {measured[k]:.3f}" for k in SHOWN if k in measured)
             )
         if save_now:
             checkpoints.save(step, state, run, measured)

@@ -181,6 +181,14 @@ def test_latest_two_and_best_are_kept(tmp_path: Path) -> None:
     assert sorted(int(p.name) for p in tmp_path.iterdir()) == [2, 5, 6]
 
 
+def test_a_checkpoint_whose_metric_was_not_measured_is_never_the_best(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, best="core")
+    for step, metrics in enumerate([{"clean": 0.5}, {"core": 0.1}, *3 * [{"clean": 0.9}]]):
+        checkpoints.save(step, tree(step), {}, metrics)
+    checkpoints.close()
+    assert sorted(int(p.name) for p in tmp_path.iterdir()) == [1, 3, 4]
+
+
 def test_best_survives_a_new_start(tmp_path: Path) -> None:
     for steps in ((1, 2), (3, 4)):
         checkpoints = Checkpoints(tmp_path, best="core")

@@ -1,6 +1,5 @@
 """The evaluation protocols against an independent computation in numpy and scipy."""
 
-import math
 from functools import partial
 
 import jax
@@ -157,7 +156,7 @@ def test_without_any_mask_core_accuracy_is_unknown(variables, examples):
     unmasked = {**examples, "has_mask": np.zeros(IMAGES, np.float32)}
     found = evaluate(step, variables, batches(unmasked, 7), mesh)
     assert found["images_with_core"] == 0
-    assert all(math.isnan(found[key]) for key in ("core", "spurious", "rcs"))
+    assert found.keys() == {"clean", "clean_plain", "images", "images_with_core"}
     assert found["clean"] > 0
 
 
