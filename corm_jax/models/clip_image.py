@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from corm_jax.models.resnet import BATCH_NORM_EPSILON, BATCH_NORM_MOMENTUM, fan_out
+from corm_jax.models.resnet import batch_norm, conv
 from corm_jax.models.vit import Block, PatchEmbed
 
 LAYER_NORM_EPSILON = 1e-5
@@ -84,29 +84,6 @@ def _average(x: jax.Array, size: int) -> jax.Array:
     return nn.pool(x, 0.0, jax.lax.add, (size, size), (size, size), "VALID") / size**2
 
 
-def _conv(features: int, kernel: int, dtype: jnp.dtype, name: str, stride: int = 1) -> nn.Conv:
-    return nn.Conv(
-        features,
-        (kernel, kernel),
-        strides=stride,
-        padding=kernel // 2,
-        use_bias=False,
-        kernel_init=fan_out,
-        dtype=dtype,
-        name=name,
-    )
-
-
-def _batch_norm(train: bool, dtype: jnp.dtype) -> partial:
-    return partial(
-        nn.BatchNorm,
-        use_running_average=not train,
-        momentum=BATCH_NORM_MOMENTUM,
-        epsilon=BATCH_NORM_EPSILON,
-        dtype=dtype,
-    )
-
-
 class Bottleneck(nn.Module):
     """1x1, 3x3 and 1x1 convolutions beside a shortcut; averages, not strides, lower resolution."""
 
@@ -118,14 +95,14 @@ class Bottleneck(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Maps [B, H, W, C] to [B, H / stride, W / stride, 4 * features]."""
-        norm = _batch_norm(train, self.dtype)
+        norm = batch_norm(train, self.dtype)
         features = self.expansion * self.features
-        y = nn.relu(norm(name="bn1")(_conv(self.features, 1, self.dtype, "conv1")(x)))
-        y = nn.relu(norm(name="bn2")(_conv(self.features, 3, self.dtype, "conv2")(y)))
-        y = _conv(features, 1, self.dtype, "conv3")(_average(y, self.stride))
+        y = nn.relu(norm(name="bn1")(conv(self.features, 1, 1, self.dtype, "conv1")(x)))
+        y = nn.relu(norm(name="bn2")(conv(self.features, 3, 1, self.dtype, "conv2")(y)))
+        y = conv(features, 1, 1, self.dtype, "conv3")(_average(y, self.stride))
         y = norm(name="bn3", scale_init=nn.initializers.zeros)(y)
         if self.stride > 1 or x.shape[-1] != features:
-            x = _conv(features, 1, self.dtype, "downsample_conv")(_average(x, self.stride))
+            x = conv(features, 1, 1, self.dtype, "downsample_conv")(_average(x, self.stride))
             x = norm(name="downsample_bn")(x)
         return nn.relu(x + y)
 
@@ -188,8 +165,8 @@ class ResNetTower(nn.Module):
         for index, (features, stride) in enumerate(
             [(self.width // 2, 2), (self.width // 2, 1), (self.width, 1)], 1
         ):
-            x = _conv(features, 3, self.dtype, f"conv{index}", stride)(x)
-            x = nn.relu(_batch_norm(train, self.dtype)(name=f"bn{index}")(x))
+            x = conv(features, 3, stride, self.dtype, f"conv{index}")(x)
+            x = nn.relu(batch_norm(train, self.dtype)(name=f"bn{index}")(x))
         x = _average(x, 2)
         intermediates = {}
         for stage, blocks in enumerate(self.stage_sizes):

@@ -33,9 +33,10 @@ TORCH_NAMES = {"timm": TIMM_NAMES, "torchvision": TIMM_NAMES}
 fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
-def _conv(
+def conv(
     features: int, kernel: int, stride: int, dtype: jnp.dtype, name: str, groups: int = 1
 ) -> nn.Conv:
+    """Returns a convolution without bias; `kernel` is its height and width, padding symmetric."""
     return nn.Conv(
         features,
         (kernel, kernel),
@@ -60,10 +61,10 @@ class BasicBlock(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Maps [B, H, W, C] to [B, H / stride, W / stride, features]."""
-        norm = _batch_norm(train, self.dtype)
-        y = _conv(self.features, 3, self.stride, self.dtype, "conv1")(x)
+        norm = batch_norm(train, self.dtype)
+        y = conv(self.features, 3, self.stride, self.dtype, "conv1")(x)
         y = nn.relu(norm(name="bn1")(y))
-        y = _conv(self.features, 3, 1, self.dtype, "conv2")(y)
+        y = conv(self.features, 3, 1, self.dtype, "conv2")(y)
         y = norm(name="bn2", scale_init=nn.initializers.zeros)(y)
         return nn.relu(y + _shortcut(x, y.shape[-1], self.stride, norm, self.dtype))
 
@@ -89,18 +90,19 @@ class Bottleneck(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Maps [B, H, W, C] to [B, H / stride, W / stride, 4 * features]."""
-        norm = _batch_norm(train, self.dtype)
+        norm = batch_norm(train, self.dtype)
         width = self.features * self.group_width // 64 * self.groups
-        y = _conv(width, 1, 1, self.dtype, "conv1")(x)
+        y = conv(width, 1, 1, self.dtype, "conv1")(x)
         y = nn.relu(norm(name="bn1")(y))
-        y = _conv(width, 3, self.stride, self.dtype, "conv2", self.groups)(y)
+        y = conv(width, 3, self.stride, self.dtype, "conv2", self.groups)(y)
         y = nn.relu(norm(name="bn2")(y))
-        y = _conv(self.expansion * self.features, 1, 1, self.dtype, "conv3")(y)
+        y = conv(self.expansion * self.features, 1, 1, self.dtype, "conv3")(y)
         y = norm(name="bn3", scale_init=nn.initializers.zeros)(y)
         return nn.relu(y + _shortcut(x, y.shape[-1], self.stride, norm, self.dtype))
 
 
-def _batch_norm(train: bool, dtype: jnp.dtype) -> partial:
+def batch_norm(train: bool, dtype: jnp.dtype) -> partial:
+    """Returns batch normalisation as PyTorch's by default."""
     return partial(
         nn.BatchNorm,
         use_running_average=not train,
@@ -115,7 +117,7 @@ def _shortcut(
 ) -> jax.Array:
     if x.shape[-1] == features and stride == 1:
         return x
-    return norm(name="downsample_bn")(_conv(features, 1, stride, dtype, "downsample_conv")(x))
+    return norm(name="downsample_bn")(conv(features, 1, stride, dtype, "downsample_conv")(x))
 
 
 class ResNet(nn.Module):
@@ -160,8 +162,8 @@ class ResNet(nn.Module):
           `class_maps` if the head has no bias (see `corm_jax.models.head`).
         """
         x = normalize(images, self.statistics).astype(self.dtype)
-        x = _conv(self.width, 3 if self.small_images else 7, 2, self.dtype, "conv1")(x)
-        x = nn.relu(_batch_norm(train, self.dtype)(name="bn1")(x))
+        x = conv(self.width, 3 if self.small_images else 7, 2, self.dtype, "conv1")(x)
+        x = nn.relu(batch_norm(train, self.dtype)(name="bn1")(x))
         if not self.small_images:
             x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
         intermediates = {}
