@@ -21,8 +21,8 @@ The same command goes on with a run that was stopped.
   --config   configs/vit_corm.py, vit_erm.py, resnet_corm.py or resnet_erm.py; finetune.py:VARIANT,dfr
              or :VARIANT,core_head trains the head alone of what --config.init=DIR trained
   VARIANT    demo (the default: data that is drawn on this machine), folder or imagenet
-  OBJECTIVE  erm, noise, corm, corm_two_term, corm_hi, rrr, pgd, background_swap, dfr or
-             consistency instead of the file's
+  OBJECTIVE  erm, noise, corm, corm_plus, corm_two_term, corm_hi, rrr, pgd, background_swap, dfr,
+             consistency, cam or cfce instead of the file's
   --workdir  where the run is kept (default: runs/VARIANT/FILE)
   --config.KEY=VALUE   changes a key; corm_jax/config.py lists them all with their meaning
 
