@@ -1,6 +1,6 @@
 """PyTorch models behind our models' interface, for evaluation: timm's, torchvision's, open_clip's.
 
-The protocols of `corm_jax.evaluate` run on them: jax draws the views, compiled, the very same ones
+The protocols of `corm_jax.protocols` run on them: jax draws the views, compiled, the very same ones
 as for our models, and PyTorch classifies them on its own device, between the compiled parts. (A
 callback from within a compiled step deadlocks on processors with few cores and on several devices.)
 """
@@ -17,9 +17,9 @@ from ml_collections import ConfigDict
 
 from corm_jax import state_dicts
 from corm_jax.errors import UserError, lookup, nearest
-from corm_jax.evaluate import PROTOCOLS, EvalStep
 from corm_jax.models.normalizer import Statistics
 from corm_jax.models.zero_shot import TEMPLATES, prompts
+from corm_jax.protocols import PROTOCOLS, EvalStep, with_identity
 from corm_jax.torch_weights import check_fit
 
 
@@ -84,17 +84,17 @@ class TorchModel:
 
 
 def make_eval_step(protocol: str, model: TorchModel, config: ConfigDict) -> EvalStep:
-    """Makes the step of a protocol for a PyTorch model; see `corm_jax.evaluate.evaluate`.
+    """Makes the step of a protocol for a PyTorch model; see `corm_jax.protocols.measure`.
 
     Args:
-      protocol: a key of `corm_jax.evaluate.PROTOCOLS`.
+      protocol: a key of `corm_jax.protocols.PROTOCOLS`.
       model: the model; its variables are {}.
       config: with `eval`.
 
     Raises:
       UserError: for an unknown protocol; names the nearest one.
     """
-    return lookup(PROTOCOLS, protocol, "protocol")(model, config, scan=_loop)
+    return with_identity(lookup(PROTOCOLS, protocol, "protocol")(model, config, scan=_loop))
 
 
 def _loop(

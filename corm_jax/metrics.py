@@ -1,10 +1,25 @@
 """Metrics: sums and counts that merge across batches and hosts, divided once."""
 
+from typing import Any
+
 import clu.metrics
 import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+
+@flax.struct.dataclass
+class Outcome:
+    """How often each image was classified right.
+
+    Attributes:
+      correct: float32 [B], weighted number of correct predictions.
+      number: float32 [B], weighted number of predictions: 0 for what does not count.
+    """
+
+    correct: Any
+    number: Any
 
 
 @flax.struct.dataclass
@@ -22,19 +37,20 @@ class ClassAccuracy(clu.metrics.Metric):
 
     @classmethod
     def from_model_output(
-        cls, *, correct: jax.Array, label: jax.Array, weight: jax.Array, num_classes: int
+        cls, *, outcome: Outcome, label: jax.Array, num_classes: int
     ) -> "ClassAccuracy":
-        """Counts a batch.
+        """Counts images.
 
         Args:
-          correct: bool [B], whether the prediction is right.
+          outcome: of each.
           label: int32 [B].
-          weight: float32 [B], 0 for what does not count.
           num_classes: C.
         """
-        weights = weight[:, None] * jax.nn.one_hot(label, num_classes, dtype=jnp.float32)
-        right = correct[:, None].astype(jnp.float32)
-        return cls(correct=(weights * right).sum(axis=0), count=weights.sum(axis=0))
+        correct, count = (
+            jax.ops.segment_sum(jnp.asarray(values), jnp.asarray(label), num_classes)
+            for values in (outcome.correct, outcome.number)
+        )
+        return cls(correct=correct, count=count)
 
     def merge(self, other: "ClassAccuracy") -> "ClassAccuracy":
         """Adds the counts of another part of the data."""

@@ -18,9 +18,9 @@ from ml_collections import ConfigDict
 
 import corm_jax
 from corm_jax.errors import UserError
-from corm_jax.evaluate import ABLATIONS, DEFINITIONS, extra_definitions
 from corm_jax.files import read_json, replacing, write_json
 from corm_jax.protocol_views import ablated, core_region, dilations, noisy_pair
+from corm_jax.protocols import ABLATIONS, DEFINITIONS, extra_definitions
 from corm_jax.steps import expand_batch
 
 matplotlib.use("agg")

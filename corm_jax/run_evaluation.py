@@ -13,7 +13,7 @@ from tqdm import tqdm
 from corm_jax.data.dataset import Dataset, evaluation_loader, occurring_classes
 from corm_jax.data.pairs import PairedLoader, pair
 from corm_jax.data.pipeline import Loader, Split
-from corm_jax.evaluate import PROTOCOLS, EvalStep, evaluate, make_eval_step
+from corm_jax.protocols import PROTOCOLS, EvalStep, make_eval_step, measure, summarize
 
 logger = logging.getLogger(__name__)
 
@@ -113,4 +113,4 @@ class RunEvaluation:
             leave=False,
             disable=None,  # no bar in a log file
         )
-        return evaluate(step, variables, batches, self._mesh)
+        return summarize(measure(step, variables, batches, self._mesh))

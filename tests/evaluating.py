@@ -1,6 +1,6 @@
 """A linear model, and loaded batches to evaluate it on."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import flax.linen as nn
@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from corm_jax.protocols import EvalStep, measure, summarize
 from corm_jax.sharding import create_mesh
 
 
@@ -30,6 +31,13 @@ def batches(examples: dict[str, Any], size: int) -> Iterator[dict[str, Any]]:
         chosen = np.minimum(places, count - 1)
         batch = jax.tree.map(lambda value, chosen=chosen: value[chosen], examples)
         yield {**batch, "weight": (places < count).astype(np.float32)}
+
+
+def evaluate(
+    step: EvalStep, variables: Any, batches: Iterable[Any], mesh: Mesh
+) -> dict[str, float]:
+    """Returns the metrics of a protocol over all batches."""
+    return summarize(measure(step, variables, batches, mesh))
 
 
 def mesh_of(devices: int) -> Mesh:

@@ -5,12 +5,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from evaluating import Linear, batches, mesh_of
+from evaluating import Linear, batches, evaluate, mesh_of
 from ml_collections import ConfigDict
 from scipy import ndimage
 
-from corm_jax.evaluate import ABLATIONS, PROTOCOLS, evaluate, make_eval_step
 from corm_jax.protocol_views import ablated, core_region
+from corm_jax.protocols import ABLATIONS, PROTOCOLS, make_eval_step
 from corm_jax.steps import expand_batch
 
 SIZE, CLASSES, IMAGES = 24, 3, 19

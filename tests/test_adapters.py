@@ -9,13 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from evaluating import evaluate
 from ml_collections import ConfigDict
 from torch_models import import_timm, import_torchvision, randomize
 
 from corm_jax import adapters, model_file
 from corm_jax.convert import main as convert
 from corm_jax.errors import UserError
-from corm_jax.evaluate import PROTOCOLS, evaluate, make_eval_step
 from corm_jax.models import MODELS, create_model
 from corm_jax.models.clip import CLIP, CLIPS, CLIPClassifier
 from corm_jax.models.clip_image import VisionTower
@@ -23,6 +23,7 @@ from corm_jax.models.clip_text import TextTower
 from corm_jax.models.gelu import gelu
 from corm_jax.models.normalizer import IMAGENET, INCEPTION
 from corm_jax.models.zero_shot import TEMPLATES, tokenize, zero_shot_classifier
+from corm_jax.protocols import PROTOCOLS, make_eval_step
 from corm_jax.sharding import create_mesh
 from corm_jax.state_dicts import encode
 from corm_jax.torch_weights import to_flax
@@ -230,19 +231,22 @@ def test_protocols_count_the_same_for_the_same_weights(tmp_path: Path) -> None:
     eager = adapters.make_eval_step("complement", theirs, CONFIG)
     expected, found = compiled(variables, data), eager({}, data)
     jax.tree.map(np.testing.assert_array_equal, expected, found)
-    assert 0 < float(found["core"].correct.sum()) < float(found["core"].count.sum()) == 13 * 3
-    assert found["core"].correct.sum() != found["spurious"].correct.sum()
+    core, spurious = (found.outcomes[name] for name in ("core", "spurious"))
+    assert 0 < float(core.correct.sum()) < float(core.number.sum()) == 13 * 3
+    assert core.correct.sum() != spurious.correct.sum()
     assert evaluate(eager, {}, [data], mesh) == evaluate(compiled, variables, [data], mesh)
 
     paired = {**data, "partner": {key: np.roll(value, -1, 0) for key, value in data.items()}}
     expected = make_eval_step(PROTOCOLS["ablations"](ours, CONFIG), mesh)(variables, paired)
     found = adapters.make_eval_step("ablations", theirs, CONFIG)({}, paired)
     jax.tree.map(np.testing.assert_array_equal, expected, found)
-    assert len({float(counts.correct.sum()) for counts in found.values()}) > 1
+    assert len({float(outcome.correct.sum()) for outcome in found.outcomes.values()}) > 1
 
     classes = jnp.asarray([True, False, True])
-    expected = make_eval_step(PROTOCOLS["clean"](ours, CONFIG), mesh)(variables, data, classes)
-    found = adapters.make_eval_step("clean", theirs, CONFIG)({}, data, classes)
+    expected = make_eval_step(PROTOCOLS["clean"](ours, CONFIG), mesh)(
+        variables, data, classes=classes
+    )
+    found = adapters.make_eval_step("clean", theirs, CONFIG)({}, data, classes=classes)
     jax.tree.map(np.testing.assert_array_equal, expected, found)
 
 

@@ -6,13 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from evaluating import Linear, batches, mesh_of
+from evaluating import Linear, batches, evaluate, mesh_of
 from ml_collections import ConfigDict
 from scipy import ndimage
 
-from corm_jax.evaluate import PROTOCOLS, evaluate, make_eval_step
 from corm_jax.masks.morphology import dilate
 from corm_jax.protocol_views import core_region, dilations, noisy_pair
+from corm_jax.protocols import PROTOCOLS, make_eval_step
 from corm_jax.sharding import put_batch
 from corm_jax.steps import expand_batch
 

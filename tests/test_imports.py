@@ -7,7 +7,7 @@ WITHOUT = (
     "corm_jax.convert",
     "corm_jax.corruptions",
     "corm_jax.errors",
-    "corm_jax.evaluate",
+    "corm_jax.protocols",
     "corm_jax.files",
     "corm_jax.losses.presets",
     "corm_jax.losses.terms",

@@ -7,15 +7,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from corm_jax.metrics import ClassAccuracy, relative_core_sensitivity
+from corm_jax.metrics import ClassAccuracy, Outcome, relative_core_sensitivity
 
 
 def count(correct, label, weight=None, num_classes=3):
     weight = [1.0] * len(label) if weight is None else weight
+    number = jnp.asarray(weight, jnp.float32)
     return ClassAccuracy.from_model_output(
-        correct=jnp.asarray(correct, bool),
+        outcome=Outcome(number * jnp.asarray(correct, jnp.float32), number),
         label=jnp.asarray(label, jnp.int32),
-        weight=jnp.asarray(weight, jnp.float32),
         num_classes=num_classes,
     )
 

@@ -7,7 +7,7 @@ from typing import Any
 import flax.linen as nn
 import numpy as np
 import pytest
-from evaluating import mesh_of
+from evaluating import evaluate, mesh_of
 from hypothesis import given
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
@@ -16,7 +16,7 @@ from corm_jax.config import base_config
 from corm_jax.data.dataset import evaluation_loader, open_dataset
 from corm_jax.data.order import partners
 from corm_jax.data.pairs import pair
-from corm_jax.evaluate import PROTOCOLS, evaluate, make_eval_step
+from corm_jax.protocols import PROTOCOLS, make_eval_step
 
 
 @given(

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from corm_jax.config import base_config
-from corm_jax.evaluate import complement_protocol
 from corm_jax.losses.controls import CONTROLS
+from corm_jax.protocols import complement_protocol
 from corm_jax.steps import Objective
 
 SIZE, BATCH = 16, 6

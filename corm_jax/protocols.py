@@ -4,20 +4,42 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
+import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from corm_jax.losses.types import Batch
-from corm_jax.metrics import ClassAccuracy, relative_core_sensitivity
+from corm_jax.metrics import ClassAccuracy, Outcome, relative_core_sensitivity
 from corm_jax.protocol_views import ablated, core_region, noisy_pair
 from corm_jax.sharding import put_batch, replicated
 from corm_jax.steps import expand_batch
 
-Counts = dict[str, ClassAccuracy]
-EvalStep = Callable[..., Counts]  # (variables, loaded batch) -> counts
+Outcomes = dict[str, Outcome]
+
+
+@flax.struct.dataclass
+class Measured:
+    """What a protocol found.
+
+    Attributes:
+      id: uint32 [N], the images' (`corm_jax.data.pipeline.identity`).
+      label: int32 [N].
+      weight: float32 [N], 0 for padding.
+      outcomes: by the names of what was measured.
+    """
+
+    id: Any
+    label: Any
+    weight: Any
+    outcomes: Outcomes
+
+
+Protocol = Callable[..., Outcomes]  # (variables, loaded batch) -> outcomes
+EvalStep = Callable[..., Measured]  # the same, with the images
 # As jax.lax.scan; a model that is not jax's, which no compiled loop can hold, takes a plain one.
 Scan = Callable[[Callable[[Any, Any], tuple[Any, Any]], Any, jax.Array], tuple[Any, Any]]
 
@@ -58,66 +80,61 @@ def extra_definitions(name: str, classes: int) -> dict[str, str]:
     }
 
 
-def clean_protocol(model: nn.Module, config: ConfigDict, scan: Scan = jax.lax.scan) -> EvalStep:
-    """Counts clean accuracy alone.
+def clean_protocol(model: nn.Module, config: ConfigDict, scan: Scan = jax.lax.scan) -> Protocol:
+    """Clean accuracy alone.
 
-    The step takes a third argument, classes bool [C]: those that a prediction is taken among. As
+    It takes a third argument, classes bool [C]: those that a prediction is taken among. As
     published for ImageNet-A and ImageNet-R (Hendrycks et al. 2021, arXiv:1907.07174 and
     arXiv:2006.16241), which have 200 of ImageNet's 1000 classes.
     """
     del config, scan
 
-    def step(variables: Any, batch: Batch, classes: jax.Array) -> Counts:
+    def measure(variables: Any, batch: Batch, classes: jax.Array) -> Outcomes:
         batch = jax.jit(expand_batch)(batch)
-        correct, count = _counting(model, variables, batch["label"], classes)
-        return {"clean": count(correct=correct(batch["image"]), weight=batch["weight"])}
+        correct = _correct(model, variables, batch["label"], classes)
+        return {"clean": _outcome(correct(batch["image"]), batch["weight"])}
 
-    return step
+    return measure
 
 
 def complement_protocol(
     model: nn.Module, config: ConfigDict, scan: Scan = jax.lax.scan
-) -> EvalStep:
-    """Counts clean, core and spurious accuracy by the `complement` definition.
+) -> Protocol:
+    """Clean, core and spurious accuracy by the `complement` definition.
 
     The core region is the core mask, dilated (see `dilations`) and divided by its maximum; core
     accuracy has noise outside it, spurious accuracy on it. Images without core mask are left out
     of both. What a mask says nothing about is left as it is (project choice).
     """
     trials = config.eval.trials
-    # Compiled also where the step as a whole is not.
+    # Compiled also where the protocol as a whole is not.
     noisy = jax.jit(partial(noisy_pair, seed=config.eval.seed, sigma=config.eval.sigma))
 
-    def step(variables: Any, batch: Batch) -> Counts:
+    def measure(variables: Any, batch: Batch) -> Outcomes:
         batch = jax.jit(expand_batch)(batch)
         region, present = jax.jit(core_region)(batch["core_mask"])
         everything = jnp.ones(model.num_classes, bool)
-        correct, count = _counting(model, variables, batch["label"], everything)
+        correct = _correct(model, variables, batch["label"], everything)
+
+        def one(right: dict[str, jax.Array], trial: jax.Array) -> tuple[dict[str, jax.Array], None]:
+            views = zip(right, noisy(batch, region, trial=trial), strict=True)
+            return {name: right[name] + correct(view) for name, view in views}, None
+
+        zeros = {name: jnp.zeros_like(batch["weight"]) for name in ("core", "spurious")}
+        right, _ = scan(one, zeros, jnp.arange(trials))
         weight = batch["weight"] * present
-
-        def one(totals: Counts, trial: jax.Array) -> tuple[Counts, None]:
-            core, spurious = noisy(batch, region, trial=trial)
-            counts = {
-                "core": count(correct=correct(core), weight=weight),
-                "spurious": count(correct=correct(spurious), weight=weight),
-            }
-            return {name: totals[name].merge(counts[name]) for name in totals}, None
-
-        zeros = jnp.zeros(model.num_classes, jnp.float32)
-        empty = {name: ClassAccuracy(zeros, zeros) for name in ("core", "spurious")}
-        totals, _ = scan(one, empty, jnp.arange(trials))
         clean = correct(batch["image"])
         return {
-            "clean": count(correct=clean, weight=batch["weight"]),
-            "with_core": count(correct=clean, weight=weight),
-            **totals,
+            "clean": _outcome(clean, batch["weight"]),
+            "with_core": _outcome(clean, weight),
+            **{name: Outcome(weight * hits, weight * trials) for name, hits in right.items()},
         }
 
-    return step
+    return measure
 
 
-def ablations_protocol(model: nn.Module, config: ConfigDict, scan: Scan = jax.lax.scan) -> EvalStep:
-    """Counts accuracy under corruptions that no objective with noise trains on.
+def ablations_protocol(model: nn.Module, config: ConfigDict, scan: Scan = jax.lax.scan) -> Protocol:
+    """Accuracy under corruptions that no objective with noise trains on.
 
     The object alone, on grey or before another class's background, and the background alone, the
     object grey. Object and background are told apart by the core region of the `complement`
@@ -127,7 +144,7 @@ def ablations_protocol(model: nn.Module, config: ConfigDict, scan: Scan = jax.la
     background's mean colour. Images without core mask are left out. What a mask says nothing about
     is left as it is.
 
-    The step takes batches whose `partner` is a loaded batch too (`corm_jax.data.pairs.pair`).
+    It takes batches whose `partner` is a loaded batch too (`corm_jax.data.pairs.pair`).
 
     Source: the mixed-rand, only-FG and no-FG images of the Backgrounds Challenge (Xiao et al. 2020,
     arXiv:2006.09994), which have a tile of the background, black and black where these have its
@@ -135,53 +152,64 @@ def ablations_protocol(model: nn.Module, config: ConfigDict, scan: Scan = jax.la
     """
     del config
 
-    def step(variables: Any, batch: Batch) -> Counts:
+    def measure(variables: Any, batch: Batch) -> Outcomes:
         batch, partner = jax.jit(expand_batch)(batch), jax.jit(expand_batch)(batch["partner"])
         region, present = jax.jit(core_region)(batch["core_mask"])
         views, swapped = jax.jit(ablated)(batch, partner, region)
         everything = jnp.ones(model.num_classes, bool)
-        correct, count = _counting(model, variables, batch["label"], everything)
+        correct = _correct(model, variables, batch["label"], everything)
         # A loop compiles the model once.
         _, hits = scan(lambda _, view: (None, correct(view)), None, jnp.stack(list(views.values())))
         weight = batch["weight"] * present
         weights = {name: weight for name in views} | {"swapped_background": weight * swapped}
-        return {
-            name: count(correct=hit, weight=weights[name])
-            for name, hit in zip(views, hits, strict=True)
-        }
+        return {name: _outcome(hit, weights[name]) for name, hit in zip(views, hits, strict=True)}
 
-    return step
+    return measure
 
 
-PROTOCOLS: dict[str, Callable[..., EvalStep]] = {  # (model, config, scan=...) -> step
+PROTOCOLS: dict[str, Callable[..., Protocol]] = {  # (model, config, scan=...) -> protocol
     "clean": clean_protocol,
     "complement": complement_protocol,
     "ablations": ablations_protocol,
 }
 
 
-def _counting(
+def _correct(
     model: nn.Module, variables: Any, label: jax.Array, classes: jax.Array
-) -> tuple[Callable[[jax.Array], jax.Array], Callable[..., ClassAccuracy]]:
-    """Returns (images -> whether each is classified right, (correct, weight) -> counts)."""
+) -> Callable[[jax.Array], jax.Array]:
+    """Returns images -> float32 [B], 1 where they are classified right."""
 
     def correct(images: jax.Array) -> jax.Array:
         logits, _ = model.apply(variables, images, train=False)
-        return jnp.where(classes, logits, -jnp.inf).argmax(axis=-1) == label
+        right = jnp.where(classes, logits, -jnp.inf).argmax(axis=-1) == label
+        return right.astype(jnp.float32)
 
-    count = partial(ClassAccuracy.from_model_output, label=label, num_classes=model.num_classes)
-    return correct, count
-
-
-def make_eval_step(protocol: EvalStep, mesh: Mesh) -> EvalStep:
-    """Compiles a protocol; its counts are replicated on all devices."""
-    return jax.jit(protocol, out_shardings=replicated(mesh))
+    return correct
 
 
-def evaluate(
+def _outcome(correct: jax.Array, weight: jax.Array) -> Outcome:
+    return Outcome(correct * weight, weight)
+
+
+def make_eval_step(protocol: Protocol, mesh: Mesh) -> EvalStep:
+    """Compiles a protocol; what it returns is replicated on all devices."""
+    return jax.jit(with_identity(protocol), out_shardings=replicated(mesh))
+
+
+def with_identity(protocol: Protocol) -> EvalStep:
+    """Returns a protocol whose outcomes come with the images that they are of."""
+
+    def step(variables: Any, batch: Batch, **options: Any) -> Measured:
+        outcomes = protocol(variables, batch, **options)
+        return Measured(batch["id"], batch["label"], batch["weight"], outcomes)
+
+    return step
+
+
+def measure(
     step: EvalStep, variables: Any, batches: Iterable[dict[str, Any]], mesh: Mesh
-) -> dict[str, float]:
-    """Evaluates over all batches.
+) -> Measured:
+    """Runs a protocol over all batches.
 
     Args:
       step: a protocol compiled by `make_eval_step`.
@@ -190,19 +218,30 @@ def evaluate(
       mesh: where to evaluate.
 
     Returns:
-      the metrics of `DEFINITIONS` that the protocol measures; accuracies in [0, 1].
+      numpy arrays of all images whose weight is not 0, in the order of the batches; of all hosts.
     """
-    totals: Counts | None = None
+    parts: list[Measured] = []
     for batch in batches:
-        counts = step(variables, put_batch(batch, mesh))
-        totals = counts if totals is None else {k: totals[k].merge(v) for k, v in counts.items()}
-    if totals is None:
+        # Fetched one batch later: the device has work meanwhile, and never many batches waiting.
+        parts[-1:] = jax.device_get(parts[-1:])
+        parts.append(step(variables, put_batch(batch, mesh)))
+    if not parts:
         raise ValueError("no batches to evaluate on")
-    return summarize(totals)
+    whole = jax.tree.map(lambda *leaves: np.concatenate(leaves), *jax.device_get(parts))
+    counts = whole.weight > 0
+    return jax.tree.map(lambda leaf: leaf[counts], whole)
 
 
-def summarize(totals: Counts) -> dict[str, float]:
-    """Turns counts into the metrics of `DEFINITIONS`."""
+def summarize(measured: Measured) -> dict[str, float]:
+    """Returns the metrics of `DEFINITIONS` that were measured; accuracies in [0, 1]."""
+    totals = {
+        name: ClassAccuracy.from_model_output(
+            outcome=outcome,
+            label=measured.label,
+            num_classes=int(measured.label.max(initial=0)) + 1,
+        )
+        for name, outcome in measured.outcomes.items()
+    }
     results = {}
     if "clean" in totals:
         results |= {
