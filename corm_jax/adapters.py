@@ -20,7 +20,7 @@ from corm_jax.errors import UserError, lookup, nearest
 from corm_jax.models.normalizer import Statistics
 from corm_jax.models.zero_shot import TEMPLATES, prompts
 from corm_jax.protocols import PROTOCOLS, EvalStep, with_identity
-from corm_jax.torch_weights import check_fit
+from corm_jax.torch_weights import IGNORED, check_fit
 
 
 class TorchModel:
@@ -46,6 +46,10 @@ class TorchModel:
         self._device = device
         self.num_classes = num_classes
         self.statistics = statistics
+
+    def weights(self) -> dict[str, np.ndarray]:
+        """Returns the state dict."""
+        return {key: value.cpu().numpy() for key, value in self._module.state_dict().items()}
 
     def logits(self, images: Any) -> np.ndarray:
         """Classifies images.
@@ -192,9 +196,13 @@ def load(
 def _load_state(module: Any, state: state_dicts.State) -> None:
     import torch
 
-    expected = {key: tuple(value.shape) for key, value in module.state_dict().items()}
+    own = module.state_dict()
+    # Our own exports, among others, have no counts of batches.
+    needed = {key: value for key, value in own.items() if key in state or IGNORED not in key}
+    expected = {key: tuple(value.shape) for key, value in needed.items()}
     check_fit(expected, {key: value.shape for key, value in state.items()})
-    module.load_state_dict({key: torch.tensor(value) for key, value in state.items()})
+    given = {key: torch.tensor(value) for key, value in state.items()}
+    module.load_state_dict({**own, **given})
 
 
 def _timm(name: str, class_names: Sequence[str], image_size: int) -> tuple[Any, Statistics]:

@@ -44,6 +44,8 @@ EvalStep = Callable[..., Measured]  # the same, with the images
 Scan = Callable[[Callable[[Any, Any], tuple[Any, Any]], Any, jax.Array], tuple[Any, Any]]
 
 ABLATIONS = ("swapped_background", "grey_background", "grey_object")
+# Metrics that are the accuracies, mean over classes, of outcomes of the same name.
+ACCURACIES = ("clean", "core", "spurious", *ABLATIONS)
 
 DEFINITIONS = {
     "clean": "accuracy on the images as they are, mean over classes",

@@ -82,12 +82,17 @@ def results(
         "masks": counts,
         "skipped_images": skipped,
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-        "versions": {
-            "corm_jax": corm_jax.__version__,
-            "python": platform.python_version(),
-            **{package: metadata.version(package) for package in PACKAGES},
-        },
+        "versions": versions(),
         "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions of this package, of Python, and of the libraries that matter."""
+    return {
+        "corm_jax": corm_jax.__version__,
+        "python": platform.python_version(),
+        **{package: metadata.version(package) for package in PACKAGES},
     }
 
 
