@@ -3,9 +3,11 @@
 import logging
 import os
 import sys
+import threading
 import warnings
 
 from absl import logging as absl_logging
+from tqdm import tqdm
 
 
 def set_up_terminal() -> None:
@@ -25,6 +27,9 @@ def set_up_terminal() -> None:
     # It logs the other writes of a save that failed, which Orbax abandons, as never retrieved.
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", "coroutine 'async_serialize", RuntimeWarning)
+    # Bars are drawn by one process. tqdm's own lock is shared by processes, and Python complains of
+    # it as leaked where one of them is killed.
+    tqdm.set_lock(threading.RLock())
     sys.unraisablehook = _hide_abandoned_coroutines
 
 

@@ -100,6 +100,7 @@ def test_a_model_file_holds_flax_variables_and_what_they_are(
         "center_crop_share": 0.9,
         "interpolation": "bicubic",
         "head_bias": True,
+        "global_pool": "",
     }
     digest = subprocess.run(["sha256sum", source], capture_output=True, text=True, check=True)
     assert origin == {"file": source.name, "sha256": digest.stdout.split()[0]}
