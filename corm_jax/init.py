@@ -27,7 +27,7 @@ from corm_jax.errors import UserError
 from corm_jax.files import read_json
 from corm_jax.models import default_image_size
 from corm_jax.models.layers import heads
-from corm_jax.models.vit import resample_positions
+from corm_jax.models.positions import resample_positions
 from corm_jax.models.zero_shot import TEMPLATES
 from corm_jax.runs import load_run
 from corm_jax.state import TrainState

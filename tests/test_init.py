@@ -23,7 +23,7 @@ from corm_jax.errors import UserError
 from corm_jax.init import Source, fit, load
 from corm_jax.models import create_model
 from corm_jax.models.normalizer import Statistics
-from corm_jax.models.vit import resample_positions
+from corm_jax.models.positions import resample_positions
 from corm_jax.recipes import METHODS
 from corm_jax.runs import load_run
 from corm_jax.state import abstract_state, create_state

@@ -11,7 +11,8 @@ import pytest
 from corm_jax.errors import UserError
 from corm_jax.models import MODELS, check_image_size, create_model, default_image_size
 from corm_jax.models.normalizer import Statistics
-from corm_jax.models.vit import VisionTransformer, sincos_positions
+from corm_jax.models.positions import sincos_positions
+from corm_jax.models.vit import VisionTransformer
 
 # The first variant of each family, and of each kind of CLIP's image towers.
 ONE_OF_EACH = [*{part.func: name for name, part in reversed(MODELS.items())}.values(), "ViT-B-32"]
