@@ -139,10 +139,10 @@ def background_swap() -> Terms:
 def corm_plus() -> Terms:
     """This project's recommendation against backgrounds that mislead: `background_swap` of half.
 
-    In trials on spurious_shapes (one seed, 700 steps) swapping half of the backgrounds kept the
-    clean accuracy, which swapping all of them lowered. Noise beside it, or upon it, gained 2 points
-    of core accuracy at most, and made the model guess the class from the background alone more
-    often.
+    On spurious_shapes (700 steps, 3 seeds) swapping half of the backgrounds cost 1.2 +- 0.4 points
+    of clean accuracy, swapping all of them 4.6 +- 1.5; both made the model lean on the background
+    far less. Noise beside it, or upon it, gained 2 points of core accuracy at most (one seed), and
+    made the model guess the class from the background alone more often.
     """
     swapped = {**background_swap()["swapped"], "probability": 0.5}
     return {"clean": dict(CLEAN), "swapped": swapped}
