@@ -263,6 +263,8 @@ def _open_clip(
     )
 
 
+# The names that pip knows the libraries by.
+DISTRIBUTIONS = {"timm": "timm", "torchvision": "torchvision", "open_clip": "open_clip_torch"}
 LIBRARIES: dict[str, Callable[[str, Sequence[str], int], tuple[Any, Statistics]]] = {
     "timm": _timm,
     "torchvision": _torchvision,

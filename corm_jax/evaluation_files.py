@@ -14,6 +14,7 @@ from corm_jax.data.pipeline import Split
 from corm_jax.errors import UserError
 from corm_jax.files import replacing
 from corm_jax.metrics import Outcome
+from corm_jax.protocol_views import dilations
 from corm_jax.protocols import Measured
 from corm_jax.subjects import Subject
 
@@ -49,8 +50,9 @@ def provenance(
             "sha256": _hash_images(split),
         },
         "masks": {"images": int(split.has_mask.sum()), "sha256": _hash_masks(split)},
+        "core_region": {"dilations": dilations(data.image_size)},
         "noise": {key: config.eval[key] for key in ("sigma", "trials", "seed")},
-        "versions": report.versions(),
+        "versions": report.versions(subject.packages),
     }
 
 

@@ -87,12 +87,16 @@ def results(
     }
 
 
-def versions() -> dict[str, str]:
-    """Returns the versions of this package, of Python, and of the libraries that matter."""
+def versions(packages: Sequence[str] = ()) -> dict[str, str]:
+    """Returns the versions of this package, of Python, and of the libraries that matter.
+
+    Args:
+      packages: further distributions.
+    """
     return {
         "corm_jax": corm_jax.__version__,
         "python": platform.python_version(),
-        **{package: metadata.version(package) for package in PACKAGES},
+        **{package: metadata.version(package) for package in (*PACKAGES, *packages)},
     }
 
 

@@ -29,6 +29,7 @@ class Subject(NamedTuple):
       variables: what its steps take.
       weights: "sha256:" and the hash of its weights.
       make_step: (name of a protocol, config with `eval`) -> step.
+      packages: distributions that it runs on, beside those of `corm_jax.report.versions`.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Subject(NamedTuple):
     variables: dict[str, Any]
     weights: str
     make_step: Callable[[str, ConfigDict], EvalStep]
+    packages: tuple[str, ...] = ()
 
 
 class Native(NamedTuple):
@@ -122,6 +124,7 @@ def torch_subject(
         variables={},
         weights=hash_weights(model.weights()),
         make_step=make_step,
+        packages=("torch", adapters.DISTRIBUTIONS[name.partition(":")[0]]),
     )
 
 

@@ -61,6 +61,8 @@ def test_a_run_has_the_metrics_that_it_ended_with(trained: Trained, evaluated: P
                 assert low - 1e-9 <= found[name] <= high + 1e-9
     about = results["provenance"]
     assert about["noise"] == {"sigma": 0.25, "trials": 2, "seed": 0}
+    assert about["core_region"] == {"dilations": 2}  # 15 at 224 pixels, in proportion at 32
+    assert "torch" not in about["versions"]
     assert about["model"]["weights"].startswith("sha256:")
     assert about["data"]["images"] == found["images"]
 
@@ -103,6 +105,7 @@ def test_weights_of_timm_have_the_metrics_of_the_run(
         "model.name",
         "model.weights",
     ]
+    assert {"torch", "timm"} <= read(tmp_path / "timm")["provenance"]["versions"].keys()
 
 
 def test_a_model_file_is_the_run_it_comes_from_and_comparing_says_so(
