@@ -29,10 +29,17 @@ class TorchModel:
     Attributes:
       num_classes: number of logits.
       statistics: mean and standard deviation of the input normaliser.
+      packages: distributions that it runs on.
     """
 
     def __init__(
-        self, module: Any, *, num_classes: int, statistics: Statistics, device: str
+        self,
+        module: Any,
+        *,
+        num_classes: int,
+        statistics: Statistics,
+        device: str,
+        packages: tuple[str, ...] = ("torch",),
     ) -> None:
         """Wraps a `torch.nn.Module` in its evaluation mode.
 
@@ -41,11 +48,13 @@ class TorchModel:
           num_classes: number of logits.
           statistics: of the input normaliser.
           device: PyTorch's name of where to run it, such as "cpu" or "cuda:0".
+          packages: distributions that it runs on.
         """
         self._module = module.to(device).eval()
         self._device = device
         self.num_classes = num_classes
         self.statistics = statistics
+        self.packages = packages
 
     def weights(self) -> dict[str, np.ndarray]:
         """Returns the state dict."""
@@ -183,7 +192,13 @@ def load(
         except UserError as error:
             raise UserError(f"{weights} as {name}: {error}") from error
     num_classes = len(class_names)
-    model = TorchModel(module, num_classes=num_classes, statistics=statistics, device=device)
+    model = TorchModel(
+        module,
+        num_classes=num_classes,
+        statistics=statistics,
+        device=device,
+        packages=("torch", DISTRIBUTIONS[library or "timm"]),
+    )
     try:
         shape = model.logits(np.zeros((1, image_size, image_size, 3), np.float32)).shape
     except (RuntimeError, ValueError, AssertionError) as error:  # PyTorch has no class for it

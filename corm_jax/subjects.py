@@ -124,7 +124,7 @@ def torch_subject(
         variables={},
         weights=hash_weights(model.weights()),
         make_step=make_step,
-        packages=("torch", adapters.DISTRIBUTIONS[name.partition(":")[0]]),
+        packages=model.packages,
     )
 
 
