@@ -19,7 +19,8 @@ from corm_jax import state_dicts
 from corm_jax.errors import UserError, lookup, nearest
 from corm_jax.models.normalizer import Statistics
 from corm_jax.models.zero_shot import TEMPLATES, prompts
-from corm_jax.protocols import PROTOCOLS, EvalStep, with_identity
+from corm_jax.protocols import PROTOCOLS, with_identity
+from corm_jax.protocols.types import EvalStep
 from corm_jax.torch_weights import IGNORED, check_fit
 
 

@@ -18,7 +18,12 @@ GREY = 0.5
 
 
 def gaussian_noise(
-    images: jax.Array, region: jax.Array, key: jax.Array, *, sigma: float | jax.Array
+    images: jax.Array,
+    region: jax.Array,
+    key: jax.Array,
+    *,
+    sigma: float | jax.Array,
+    clip: bool = True,
 ) -> jax.Array:
     """Adds Gaussian noise in a region: clip(x + sigma * n * region, 0, 1), n ~ N(0, 1).
 
@@ -26,15 +31,39 @@ def gaussian_noise(
       images: float32 [..., H, W, C] in [0, 1].
       region: float32 [..., H, W, 1] in [0, 1]; scales the noise, 0 keeps the pixel.
       key: PRNG key.
-      sigma: standard deviation in [0, 1] pixel units; a float, or float32 [..., 1, 1, 1].
+      sigma: standard deviation in [0, 1] pixel units; a float, float32 [C], or
+        float32 [..., 1, 1, 1].
+      clip: False leaves the pixels wherever the noise takes them.
 
     Returns:
-      Corrupted images, float32 [..., H, W, C] in [0, 1].
+      Corrupted images, float32 [..., H, W, C] in [0, 1] if clipped.
 
     Source: Singla, Moayeri and Feizi 2022 (arXiv:2203.15566): noise before normalisation.
     """
     noise = jax.random.normal(key, images.shape, images.dtype)
-    return jnp.clip(images + sigma * noise * region, 0.0, 1.0)
+    noisy = images + sigma * noise * region
+    return jnp.clip(noisy, 0.0, 1.0) if clip else noisy
+
+
+def gaussian_noise_l2(
+    images: jax.Array, region: jax.Array, key: jax.Array, *, radius: float | jax.Array
+) -> jax.Array:
+    """Adds Gaussian noise of one L2 norm in a region: clip(x + radius * d / |d|, 0, 1).
+
+    d is the noise of `gaussian_noise` at sigma = 1, and |d| its norm over the whole image, before
+    clipping. An empty region keeps the image.
+
+    Args:
+      images: float32 [..., H, W, C] in [0, 1].
+      region: float32 [..., H, W, 1] in [0, 1].
+      key: PRNG key.
+      radius: the norm, in [0, 1] pixel units.
+
+    Source: RIVAL10 (Moayeri et al. 2022, arXiv:2201.10766).
+    """
+    noise = jax.random.normal(key, images.shape, images.dtype) * region
+    norm = jnp.sqrt(jnp.square(noise).sum(axis=(-3, -2, -1), keepdims=True))
+    return jnp.clip(images + radius * noise / _at_least_tiny(norm), 0.0, 1.0)
 
 
 def grey(images: jax.Array, region: jax.Array) -> jax.Array:

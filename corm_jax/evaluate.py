@@ -24,7 +24,7 @@ from tqdm import tqdm
 from corm_jax import statistics
 from corm_jax.config import base_config, check_config
 from corm_jax.data.dataset import evaluation_loader, open_dataset
-from corm_jax.data.pairs import pair
+from corm_jax.data.pairs import COMPANIONS
 from corm_jax.data.pipeline import Split
 from corm_jax.errors import UserError, lookup
 from corm_jax.evaluation_files import (
@@ -35,13 +35,16 @@ from corm_jax.evaluation_files import (
     save_outcomes,
 )
 from corm_jax.files import locked, read_json, write_json
-from corm_jax.protocols import DEFINITIONS, Measured, measure, summarize
+from corm_jax.protocols import PROTOCOLS, measure
+from corm_jax.protocols.summary import METRICS, curves, summarize
+from corm_jax.protocols.types import Measured
 from corm_jax.runs import WHICH
 from corm_jax.sharding import create_mesh
 from corm_jax.subjects import Subject, load_native, native_subject, torch_subject
 from corm_jax.terminal import set_up_terminal
 
-MASKED = ("complement", "ablations")
+DEFAULT = ("complement", "ablations")
+MASKED = tuple(name for name in PROTOCOLS if name != "clean")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -78,7 +81,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--like", type=_path, metavar="WORKDIR", help="a run whose data and noise to take")
     add("--split", choices=("validation", "train"), default="validation", help="(%(default)s)")
     add("--masks", type=_path, help="mask records (python -m corm_jax.masks import)")
-    add("--protocol", default=",".join(MASKED), help="one or more of %(default)s")
+    add(
+        "--protocol",
+        default=",".join(DEFAULT),
+        metavar="NAME,...",
+        help=f"all, or one or more of {', '.join(MASKED)} (%(default)s)",
+    )
     add("--image_size", type=int, help="in pixels (the model's own)")
     add("--sigma", type=float, help="standard deviation of the noise (0.25)")
     add("--trials", type=int, help="draws of noise for each image (10)")
@@ -187,7 +195,8 @@ def _measure(
     subject: Subject, protocol: str, config: ConfigDict, split: Split, mesh: Any
 ) -> Measured:
     loader, count = evaluation_loader(config, split, (0, 1))
-    loader = pair(config, loader) if protocol == "ablations" else loader
+    if protocol in COMPANIONS:
+        loader = COMPANIONS[protocol](config, loader)
     batches = tqdm(loader.batches(0, count), total=count, desc=protocol, unit="batch", disable=None)
     return measure(subject.make_step(protocol, config), subject.variables, batches, mesh)
 
@@ -197,8 +206,10 @@ def _found(measured: Measured) -> dict[str, Any]:
     found = {
         "metrics": metrics,
         "intervals": statistics.intervals(measured),
-        "definitions": {name: DEFINITIONS[name] for name in metrics},
+        "definitions": {name: METRICS[name].definition for name in metrics},
     }
+    if found_curves := curves(measured):
+        found["curves"] = found_curves
     if "rcs" in metrics:
         found["rcs_is_saturated"] = statistics.is_saturated(metrics["core"], metrics["spurious"])
     return found
@@ -230,7 +241,7 @@ def format_results(results: dict[str, Any]) -> str:
 
 
 def _value(name: str, value: float) -> str:
-    return f"{value:.3f}" if name == "rcs" else f"{100 * value:.1f}%"
+    return f"{value:.3f}" if METRICS[name].kind == "score" else f"{100 * value:.1f}%"
 
 
 def _span(name: str, interval: Sequence[float]) -> str:

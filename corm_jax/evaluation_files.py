@@ -14,8 +14,8 @@ from corm_jax.data.pipeline import Split
 from corm_jax.errors import UserError
 from corm_jax.files import replacing
 from corm_jax.metrics import Outcome
-from corm_jax.protocol_views import dilations
-from corm_jax.protocols import Measured
+from corm_jax.protocols.types import Measured
+from corm_jax.protocols.views import dilations
 from corm_jax.subjects import Subject
 
 # Where config.data keeps the name of the data, by source.

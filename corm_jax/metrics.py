@@ -77,19 +77,20 @@ class ClassAccuracy(clu.metrics.Metric):
         return float(np.asarray(self.count, np.float64).sum())
 
 
-def relative_core_sensitivity(core: float, spurious: float) -> float:
+def relative_core_sensitivity(core: Any, spurious: Any) -> np.ndarray:
     """Returns RCS = (core - spurious) / (2 min(a, 1 - a)), a = (core + spurious) / 2.
 
     Args:
-      core: accuracy in [0, 1] under noise outside the core.
-      spurious: accuracy in [0, 1] under noise on the core.
+      core: accuracy in [0, 1] under noise outside the core, float64 [...].
+      spurious: accuracy in [0, 1] under noise on the core, float64 [...].
 
     Returns:
-      a value in [-1, 1]: positive where the model relies on the core more; 0 where a is 0 or 1;
-      NaN where an accuracy is (nothing was measured).
+      float64 [...] in [-1, 1]: positive where the model relies on the core more; 0 where a is 0 or
+      1; NaN where an accuracy is (nothing was measured).
 
     Source: Singla, Moayeri and Feizi 2022 (arXiv:2203.15566).
     """
+    core, spurious = np.asarray(core, np.float64), np.asarray(spurious, np.float64)
     mean = (core + spurious) / 2
-    room = min(mean, 1 - mean)
-    return 0.0 if room == 0 else (core - spurious) / (2 * room)
+    room = np.minimum(mean, 1 - mean)
+    return np.divide(core - spurious, 2 * room, out=np.zeros(room.shape), where=room != 0)

@@ -19,8 +19,8 @@ from ml_collections import ConfigDict
 import corm_jax
 from corm_jax.errors import UserError
 from corm_jax.files import read_json, replacing, write_json
-from corm_jax.protocol_views import ablated, core_region, dilations, noisy_pair
-from corm_jax.protocols import ABLATIONS, DEFINITIONS, extra_definitions
+from corm_jax.protocols.summary import DEFINITIONS, extra_definitions
+from corm_jax.protocols.views import ablated, core_region, dilations, noisy_pair
 from corm_jax.steps import expand_batch
 
 matplotlib.use("agg")
@@ -30,7 +30,10 @@ PACKAGES = (
     *("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets"),
     *("ml_collections", "clu", "numpy"),
 )
-SUMMARY_KEYS = ("clean", "core", "spurious", "rcs", *ABLATIONS, "counterfactual")
+SUMMARY_KEYS = (
+    *("clean", "core", "spurious", "rcs"),
+    *("swapped_background", "grey_background", "grey_object", "counterfactual"),
+)
 
 
 def results(

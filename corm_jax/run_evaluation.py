@@ -13,9 +13,13 @@ from tqdm import tqdm
 from corm_jax.data.dataset import Dataset, evaluation_loader, occurring_classes
 from corm_jax.data.pairs import PairedLoader, pair
 from corm_jax.data.pipeline import Loader, Split
-from corm_jax.protocols import PROTOCOLS, EvalStep, make_eval_step, measure, summarize
+from corm_jax.protocols import PROTOCOLS, make_eval_step, measure
+from corm_jax.protocols.summary import summarize
+from corm_jax.protocols.types import EvalStep
 
 logger = logging.getLogger(__name__)
+
+MEASURED = ("clean", "complement", "ablations")
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,7 @@ class RunEvaluation:
         self._steps = {
             name: make_eval_step(protocol(model, config), mesh)
             for name, protocol in PROTOCOLS.items()
+            if name in MEASURED
         }
 
     def on_subset(self, variables: Any) -> dict[str, float]:

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from corm_jax.errors import UserError
-from corm_jax.metrics import Outcome, relative_core_sensitivity
-from corm_jax.protocols import ACCURACIES, Measured
+from corm_jax.protocols.summary import METRICS, Sums, metrics, with_calibration
+from corm_jax.protocols.types import Measured
 
 RESAMPLES = 1000
 LEVELS = (2.5, 97.5)  # percentiles: 95 % intervals
@@ -61,57 +61,45 @@ def is_saturated(core: float, spurious: float) -> bool:
 def _over_images(measured: Measured) -> Samples:
     order = np.argsort(measured.id, kind="stable")
     labels = measured.label[order]
-    sums: dict[str, list[np.ndarray]] = {}
+    sums: dict[str, list[list[np.ndarray]]] = {}
+    outcomes = _needed(measured)
     for label in np.unique(labels):
         members = order[labels == label]
         rng = np.random.default_rng((SEED, int(label)))
         drawn = members[rng.integers(len(members), size=(RESAMPLES, len(members)))]
-        for name in _names(measured):
-            outcome = measured.outcomes[name]
-            correct, number = (values[drawn].sum(axis=1) for values in _pair(outcome))
-            sums.setdefault(name, []).append(_ratio(correct, number))
-    return _metrics({name: np.stack(classes) for name, classes in sums.items()})
+        for name, pair in outcomes.items():
+            sums.setdefault(name, []).append([values[drawn].sum(axis=1) for values in pair])
+    return _metrics({name: np.stack(classes, axis=1) for name, classes in sums.items()})
 
 
 def _over_classes(measured: Measured) -> Samples:
     labels = np.unique(measured.label)
     rng = np.random.default_rng(SEED)
     drawn = rng.integers(len(labels), size=(RESAMPLES, len(labels))).T
-    accuracies = {}
-    for name in _names(measured):
-        pair = _pair(measured.outcomes[name])
-        of_class = [[v[measured.label == label].sum() for v in pair] for label in labels]
-        accuracies[name] = _ratio(*np.array(of_class).T)[drawn]
-    return _metrics(accuracies)
+    sums = {}
+    for name, pair in _needed(measured).items():
+        of_class = [[values[measured.label == label].sum() for values in pair] for label in labels]
+        sums[name] = np.array(of_class).T[:, drawn]
+    return _metrics(sums)
 
 
 RESAMPLE = {"images": _over_images, "classes": _over_classes}
 
 
-def _names(measured: Measured) -> list[str]:
-    return [name for name in ACCURACIES if name in measured.outcomes]
+def _needed(measured: Measured) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Returns (correct, number) of the outcomes that metrics are made of, float64 [N] each."""
+    needed = {name for metric in METRICS.values() for name in metric.outcomes}
+    return {
+        name: (np.asarray(outcome.correct, np.float64), np.asarray(outcome.number, np.float64))
+        for name, outcome in with_calibration(measured.outcomes).items()
+        if name in needed
+    }
 
 
-def _pair(outcome: Outcome) -> tuple[np.ndarray, np.ndarray]:
-    return np.asarray(outcome.correct, np.float64), np.asarray(outcome.number, np.float64)
-
-
-def _ratio(correct: np.ndarray, number: np.ndarray) -> np.ndarray:
-    """Returns accuracies; NaN where nothing was predicted."""
-    return np.where(number > 0, correct / np.maximum(number, 1), np.nan)
-
-
-def _metrics(accuracies: Mapping[str, np.ndarray]) -> Samples:
-    """Returns the class-balanced metrics [R] of accuracies [C, R]; NaN where nothing was drawn."""
-    found = {}
-    for name, values in accuracies.items():
-        present = ~np.isnan(values)
-        if present.any():
-            found[name] = _ratio(np.where(present, values, 0).sum(axis=0), present.sum(axis=0))
-    if {"core", "spurious"} <= found.keys():
-        pairs = zip(found["core"], found["spurious"], strict=True)
-        found["rcs"] = np.array([relative_core_sensitivity(*pair) for pair in pairs])
-    return found
+def _metrics(sums: Mapping[str, np.ndarray]) -> Samples:
+    """Returns the metrics [R] of sums [2, C, R]; NaN where nothing was drawn."""
+    found = metrics({name: Sums(*pair) for name, pair in sums.items()})
+    return {name: values for name, values in found.items() if METRICS[name].has_interval}
 
 
 def _interval(samples: np.ndarray) -> Interval:

@@ -15,7 +15,8 @@ from corm_jax import adapters, model_file
 from corm_jax.description import Description
 from corm_jax.errors import UserError
 from corm_jax.models.normalizer import Statistics
-from corm_jax.protocols import PROTOCOLS, EvalStep, make_eval_step
+from corm_jax.protocols import PROTOCOLS, make_eval_step
+from corm_jax.protocols.types import EvalStep
 from corm_jax.runs import load_run
 from corm_jax.sharding import replicated
 

@@ -8,7 +8,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from corm_jax.protocols import EvalStep, measure, summarize
+from corm_jax.protocols import measure
+from corm_jax.protocols.summary import summarize
+from corm_jax.protocols.types import EvalStep
 from corm_jax.sharding import create_mesh
 
 

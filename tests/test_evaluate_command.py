@@ -13,7 +13,8 @@ from torch_models import import_timm
 from corm_jax.convert import main as convert
 from corm_jax.evaluate import main
 from corm_jax.evaluation_files import differing_keys, read_outcomes
-from corm_jax.protocols import ABLATIONS, DEFINITIONS, summarize
+from corm_jax.protocols.ablations import ABLATIONS
+from corm_jax.protocols.summary import DEFINITIONS, summarize
 
 pytestmark = pytest.mark.slow
 

@@ -21,7 +21,7 @@ WITHOUT = (
     "corm_jax.metrics",
     "corm_jax.models",
     "corm_jax.models.cost",
-    "corm_jax.protocol_views",
+    "corm_jax.protocols.views",
     "corm_jax.sharding",
     "corm_jax.state",
     "corm_jax.steps",

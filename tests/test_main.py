@@ -14,7 +14,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from corm_jax.command_line import check_overrides, load_config
 from corm_jax.errors import UserError
 from corm_jax.losses.presets import PRESETS
-from corm_jax.protocols import ABLATIONS, DEFINITIONS, extra_definitions
+from corm_jax.protocols.ablations import ABLATIONS
+from corm_jax.protocols.summary import DEFINITIONS, extra_definitions
 
 
 def contents(directory: Path) -> dict[str, bytes]:

@@ -7,7 +7,8 @@ import pytest
 
 from corm_jax.errors import UserError
 from corm_jax.metrics import Outcome
-from corm_jax.protocols import Measured, summarize
+from corm_jax.protocols.summary import summarize
+from corm_jax.protocols.types import Measured
 from corm_jax.statistics import differences, intervals, is_saturated
 
 
@@ -58,7 +59,7 @@ def test_the_order_of_the_images_does_not_matter():
     )
     assert intervals(shuffled) == intervals(measured)
     assert differences(measured, shuffled) == {
-        "clean": dict.fromkeys(("images", "classes"), (0, 0))
+        name: dict.fromkeys(("images", "classes"), (0, 0)) for name in ("clean", "clean_plain")
     }
 
 

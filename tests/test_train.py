@@ -9,7 +9,7 @@ from command import small_config
 from ml_collections import ConfigDict
 
 from corm_jax.errors import UserError
-from corm_jax.protocols import DEFINITIONS
+from corm_jax.protocols.summary import DEFINITIONS
 from corm_jax.train import train
 
 

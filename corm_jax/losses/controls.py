@@ -45,22 +45,22 @@ def random(batch: Batch, key: jax.Array) -> Batch:
     by uniform offsets: every pixel is as likely as any other to become core, and the sums of
     `core_mask` and `non_core` are exactly those of the true mask.
     """
-    height, width = batch["core_mask"].shape[1:3]
-
-    def move(maps: jax.Array, key: jax.Array) -> jax.Array:
-        flip_key, row_key, column_key = jax.random.split(key, 3)
-        vertical, horizontal = jax.random.bernoulli(flip_key, shape=(2,))
-        maps = jnp.where(vertical, maps[::-1], maps)
-        maps = jnp.where(horizontal, maps[:, ::-1], maps)
-        offsets = (
-            jax.random.randint(row_key, (), 0, height),
-            jax.random.randint(column_key, (), 0, width),
-        )
-        return jnp.roll(maps, offsets, axis=(0, 1))
-
     maps = jnp.concatenate([batch["core_mask"], batch["mask_valid"]], axis=-1)
-    maps = jax.vmap(move)(maps, jax.random.split(key, len(maps)))
+    maps = jax.vmap(move_at_random)(maps, jax.random.split(key, len(maps)))
     return {**batch, "core_mask": maps[..., :1], "mask_valid": maps[..., 1:]}
+
+
+def move_at_random(maps: jax.Array, key: jax.Array) -> jax.Array:
+    """Mirrors maps [H, W, C] along each axis by chance and rolls them by uniform offsets."""
+    flip_key, row_key, column_key = jax.random.split(key, 3)
+    vertical, horizontal = jax.random.bernoulli(flip_key, shape=(2,))
+    maps = jnp.where(vertical, maps[::-1], maps)
+    maps = jnp.where(horizontal, maps[:, ::-1], maps)
+    offsets = (
+        jax.random.randint(row_key, (), 0, maps.shape[0]),
+        jax.random.randint(column_key, (), 0, maps.shape[1]),
+    )
+    return jnp.roll(maps, offsets, axis=(0, 1))
 
 
 def whole(batch: Batch, key: jax.Array) -> Batch:

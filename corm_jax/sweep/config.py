@@ -11,7 +11,7 @@ from corm_jax.command_line import load_config, nearest_key
 from corm_jax.config import check_config, flatten, refuse_other_config
 from corm_jax.errors import UserError, lookup, nearest
 from corm_jax.losses.presets import PRESETS
-from corm_jax.protocols import DEFINITIONS
+from corm_jax.protocols.summary import DEFINITIONS
 
 SPLITS = {"selection": "selection", "validation": "validation"}
 BEST = "best"  # as config.select.of: the arm of the best clean accuracy

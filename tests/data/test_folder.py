@@ -13,7 +13,7 @@ from corm_jax.config import base_config
 from corm_jax.data.dataset import Dataset, evaluation_loader, open_dataset
 from corm_jax.data.folder import FolderImages, open_folder
 from corm_jax.errors import UserError
-from corm_jax.protocol_views import core_region
+from corm_jax.protocols.views import core_region
 from corm_jax.steps import expand_batch
 
 MakeFolder = Callable[..., Path]

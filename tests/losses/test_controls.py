@@ -8,7 +8,7 @@ import pytest
 
 from corm_jax.config import base_config
 from corm_jax.losses.controls import CONTROLS
-from corm_jax.protocols import complement_protocol
+from corm_jax.protocols.noise import complement_protocol
 from corm_jax.steps import Objective
 
 SIZE, BATCH = 16, 6
