@@ -31,8 +31,8 @@ from tqdm import tqdm
 from corm_jax.config import base_config
 from corm_jax.files import write_json
 from corm_jax.models import MODELS, create_model
-from corm_jax.protocol_views import core_region
 from corm_jax.protocols import PROTOCOLS, make_eval_step
+from corm_jax.protocols.views import core_region
 from corm_jax.sharding import create_mesh, put_batch, replicated
 from corm_jax.steps import expand_batch
 

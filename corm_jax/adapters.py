@@ -5,10 +5,11 @@ as for our models, and PyTorch classifies them on its own device, between the co
 callback from within a compiled step deadlocks on processors with few cores and on several devices.)
 """
 
+import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -183,8 +184,8 @@ def load(
         images, or the weights do not fit; names every wrong key at once.
     """
     library, _, own_name = name.rpartition(":")
-    create = lookup(LIBRARIES, library or "timm", "library of models")
-    module, statistics = create(own_name, class_names, image_size)
+    source = lookup(LIBRARIES, library or "timm", "library of models")
+    module, statistics = source.create(own_name, class_names, image_size)
     if weights is not None:
         state, own = state_dicts.read(weights)
         statistics = own or statistics
@@ -198,7 +199,7 @@ def load(
         num_classes=num_classes,
         statistics=statistics,
         device=device,
-        packages=("torch", DISTRIBUTIONS[library or "timm"]),
+        packages=("torch", source.distribution),
     )
     try:
         shape = model.logits(np.zeros((1, image_size, image_size, 3), np.float32)).shape
@@ -269,7 +270,7 @@ def _open_clip(
     if "hf_model_name" in config["text_cfg"] or "hf_tokenizer_name" in config["text_cfg"]:
         raise UserError(f"open_clip's {name} needs files of texts that are not in open_clip itself")
     clip = open_clip.create_model(name, load_weights=False, force_image_size=image_size)
-    texts = [prompts(class_name, TEMPLATES) for class_name in class_names]
+    texts = [prompts(class_name, TEMPLATES) for class_name in _readable(class_names)]
     tokenize = open_clip.get_tokenizer(name)
     tokens = tokenize([text for of_class in texts for text in of_class])
     visual = clip.visual
@@ -279,10 +280,34 @@ def _open_clip(
     )
 
 
-# The names that pip knows the libraries by.
-DISTRIBUTIONS = {"timm": "timm", "torchvision": "torchvision", "open_clip": "open_clip_torch"}
-LIBRARIES: dict[str, Callable[[str, Sequence[str], int], tuple[Any, Statistics]]] = {
-    "timm": _timm,
-    "torchvision": _torchvision,
-    "open_clip": _open_clip,
+def _readable(class_names: Sequence[str]) -> Sequence[str]:
+    """Returns names of classes that a text encoder can read: for ImageNet's ids, CLIP's names."""
+    if not all(re.fullmatch(r"n\d{8}", name) for name in class_names):
+        return class_names
+    from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
+
+    if len(class_names) != len(IMAGENET_CLASSNAMES):
+        raise UserError(
+            f"the {len(class_names)} classes are WordNet ids, such as {class_names[0]}, which CLIP "
+            "cannot read; only for all 1000 of ImageNet their names are known"
+        )
+    return IMAGENET_CLASSNAMES  # in the order of the ids
+
+
+class Library(NamedTuple):
+    """Where models come from.
+
+    Attributes:
+      distribution: the name that pip knows it by.
+      create: (name, names of the classes, image size) -> (module, its input normaliser's).
+    """
+
+    distribution: str
+    create: Callable[[str, Sequence[str], int], tuple[Any, Statistics]]
+
+
+LIBRARIES = {
+    "timm": Library("timm", _timm),
+    "torchvision": Library("torchvision", _torchvision),
+    "open_clip": Library("open_clip_torch", _open_clip),
 }

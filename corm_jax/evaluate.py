@@ -4,10 +4,12 @@ python -m corm_jax.evaluate runs/demo/vit_corm --output=evaluations/corm
 python -m corm_jax.evaluate deit.safetensors --data=folder:DIR --output=evaluations/deit
 python -m corm_jax.evaluate timm:resnet50 --weights=FILE --data=folder:DIR --output=evaluations/rn50
 python -m corm_jax.evaluate compare evaluations/erm evaluations/corm
+python -m corm_jax.evaluate --config=configs/zoo.py --weights=DIR --data=tfds:NAME --output=zoo
 
 MODEL is the workdir of a finished run, a model file of ours (python -m corm_jax.convert from-torch
 makes one), or LIBRARY:NAME with its --weights: timm's, torchvision's or open_clip's. A run is
-evaluated on its own validation images unless --data says otherwise. OUTPUT receives results.json
+evaluated on its own validation images unless --data says otherwise. A zoo is a list of models whose
+weights --weights=DIR holds, or some of them; each gets OUTPUT/NAME. OUTPUT receives results.json
 (metrics, 95 % intervals, where everything comes from) and PROTOCOL.npz (each image's outcomes). The
 same command goes on where it was stopped.
 """
@@ -19,32 +21,21 @@ from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
-from corm_jax import statistics
+from corm_jax import zoo
+from corm_jax.command_line import load_config
+from corm_jax.comparison import compare
 from corm_jax.config import base_config, check_config
-from corm_jax.data.dataset import evaluation_loader, open_dataset
-from corm_jax.data.pairs import COMPANIONS
+from corm_jax.data.dataset import open_dataset
 from corm_jax.data.pipeline import Split
 from corm_jax.errors import UserError, lookup
-from corm_jax.evaluation_files import (
-    SOURCES,
-    differing_keys,
-    provenance,
-    read_outcomes,
-    save_outcomes,
-)
-from corm_jax.files import locked, read_json, write_json
-from corm_jax.protocols import PROTOCOLS, measure
-from corm_jax.protocols.summary import METRICS, curves, summarize
-from corm_jax.protocols.types import Measured
+from corm_jax.evaluation import DEFAULT, OFFERED, evaluate, format_results, possible
+from corm_jax.evaluation_files import SOURCES
+from corm_jax.files import read_json
 from corm_jax.runs import WHICH
 from corm_jax.sharding import create_mesh
 from corm_jax.subjects import Subject, load_native, native_subject, torch_subject
 from corm_jax.terminal import set_up_terminal
-
-DEFAULT = ("complement", "ablations")
-MASKED = tuple(name for name in PROTOCOLS if name != "clean")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -52,9 +43,16 @@ def main(argv: Sequence[str]) -> int:
     set_up_terminal()
     try:
         if argv[:1] == ["compare"]:
-            _compare(_comparison_parser().parse_args(argv[1:]))
-        else:
-            _evaluate(_parser().parse_args(argv))
+            pair = _comparison_parser().parse_args(argv[1:])
+            print(compare(pair.first, pair.second))
+            return 0
+        arguments = _parser().parse_args(argv)
+        if bool(arguments.config) == bool(arguments.model):
+            raise UserError("name one MODEL, or a zoo by --config=configs/zoo.py")
+        if arguments.config:
+            return min(1, _evaluate_zoo(arguments))
+        print(format_results(_evaluate(arguments)))
+        print(f"results: {arguments.output}/results.json; of each image: {arguments.output}/*.npz")
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -72,10 +70,12 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("model", metavar="MODEL", help="WORKDIR, FILE, timm:NAME, torchvision:NAME, open_clip:NAME")
+    kinds = "WORKDIR, FILE, timm:NAME, torchvision:NAME, open_clip:NAME"
+    add("model", nargs="?", metavar="MODEL", help=kinds)
+    add("--config", metavar="FILE", help="a zoo in place of MODEL: configs/zoo.py")
     add("--output", type=_path, required=True, metavar="OUTPUT", help="a directory")
     add("--which", choices=WHICH, default="latest", help="checkpoint of a run (%(default)s)")
-    add("--weights", type=_path, help="state dict of another library's model")
+    add("--weights", type=_path, help="state dict of another library's model; a zoo's directory")
     add("--device", default="cpu", help="PyTorch's, of another library's model (%(default)s)")
     add("--data", help="folder:DIR or tfds:NAME")
     add("--like", type=_path, metavar="WORKDIR", help="a run whose data and noise to take")
@@ -85,9 +85,14 @@ def _parser() -> argparse.ArgumentParser:
         "--protocol",
         default=",".join(DEFAULT),
         metavar="NAME,...",
-        help=f"all, or one or more of {', '.join(MASKED)} (%(default)s)",
+        help=f"all, or one or more of {', '.join(OFFERED)} (%(default)s)",
     )
-    add("--image_size", type=int, help="in pixels (the model's own)")
+    add("--image_size", type=int, help="in pixels (the model's own, or 224)")
+    add(
+        "--center_crop_share",
+        type=float,
+        help="of the images' shorter side (the model's, or 0.875)",
+    )
     add("--sigma", type=float, help="standard deviation of the noise (0.25)")
     add("--trials", type=int, help="draws of noise for each image (10)")
     add("--seed", type=int, help="of the noise and of the partners (0)")
@@ -99,11 +104,29 @@ def _path(text: str) -> Path:
     return Path(text).expanduser()
 
 
-def _evaluate(arguments: argparse.Namespace) -> None:
-    """Evaluates a model by each protocol that is not finished yet, and prints the metrics."""
+def _evaluate_zoo(arguments: argparse.Namespace) -> int:
+    """Evaluates the models of a zoo; returns how many failed."""
+    entries = zoo.read_entries(load_config(arguments.config), arguments.config)
+    if arguments.weights is None:
+        raise UserError(
+            f"name the directory of the models' weights: --weights=DIR, with files such as "
+            f"{entries[0].file} from {entries[0].source}"
+        )
+
+    def evaluate_one(entry: zoo.Entry, weights: Path) -> dict[str, Any]:
+        own = {key: getattr(entry, key) for key in ("model", "image_size", "center_crop_share")}
+        output = arguments.output / entry.name
+        flags = vars(arguments) | own | {"weights": weights, "output": output}
+        return _evaluate(argparse.Namespace(**flags))
+
+    return zoo.evaluate_zoo(entries, arguments.weights, evaluate_one)
+
+
+def _evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Evaluates a model by each protocol that is not finished yet; returns the results."""
     protocols = list(dict.fromkeys(arguments.protocol.split(",")))
-    for name in protocols:
-        lookup(dict.fromkeys(MASKED), name, "protocol")
+    for name in () if protocols == ["all"] else protocols:
+        lookup(dict.fromkeys(OFFERED), name, "protocol")
     if ":" in arguments.model and not Path(arguments.model).exists():
         native, config = None, _config(arguments, None)
     else:
@@ -117,17 +140,17 @@ def _evaluate(arguments: argparse.Namespace) -> None:
             f"--batch_size={config.eval.batch_size} is not a multiple of the {mesh.size} devices"
         )
     subject = _subject(arguments, native, dataset.class_names, mesh, config)
-    about = provenance(subject, config, split, arguments.split)
-    with locked(arguments.output / ".lock"):
-        results = _started(arguments.output / "results.json", about)
-        for name in protocols:
-            if name not in results["protocols"]:
-                measured = _measure(subject, name, config, split, mesh)
-                save_outcomes(arguments.output / f"{name}.npz", measured)
-                results["protocols"][name] = _found(measured)
-                write_json(arguments.output / "results.json", results)
-    print(format_results(results))
-    print(f"results: {arguments.output}/results.json; each image's: {arguments.output}/*.npz")
+    if protocols == ["all"]:
+        protocols = possible(subject, split)
+    return evaluate(
+        subject,
+        config,
+        split,
+        split_name=arguments.split,
+        protocols=protocols,
+        output=arguments.output,
+        mesh=mesh,
+    )
 
 
 def _config(arguments: argparse.Namespace, native: Any) -> ConfigDict:
@@ -160,8 +183,9 @@ def _config(arguments: argparse.Namespace, native: Any) -> ConfigDict:
     for key in ("sigma", "trials", "seed", "batch_size"):
         if (value := getattr(arguments, key)) is not None:
             config.eval[key] = value
-    if arguments.image_size is not None:
-        config.data.image_size = arguments.image_size
+    for key in ("image_size", "center_crop_share"):
+        if (value := getattr(arguments, key)) is not None:
+            config.data[key] = value
     check_config(config)
     return config
 
@@ -191,70 +215,6 @@ def _subject(
     )
 
 
-def _measure(
-    subject: Subject, protocol: str, config: ConfigDict, split: Split, mesh: Any
-) -> Measured:
-    loader, count = evaluation_loader(config, split, (0, 1))
-    if protocol in COMPANIONS:
-        loader = COMPANIONS[protocol](config, loader)
-    batches = tqdm(loader.batches(0, count), total=count, desc=protocol, unit="batch", disable=None)
-    return measure(subject.make_step(protocol, config), subject.variables, batches, mesh)
-
-
-def _found(measured: Measured) -> dict[str, Any]:
-    metrics = summarize(measured)
-    found = {
-        "metrics": metrics,
-        "intervals": statistics.intervals(measured),
-        "definitions": {name: METRICS[name].definition for name in metrics},
-    }
-    if found_curves := curves(measured):
-        found["curves"] = found_curves
-    if "rcs" in metrics:
-        found["rcs_is_saturated"] = statistics.is_saturated(metrics["core"], metrics["spurious"])
-    return found
-
-
-def _started(path: Path, about: dict[str, Any]) -> dict[str, Any]:
-    """Returns the results so far; refuses those of something else."""
-    if not path.exists():
-        return {"provenance": about, "protocols": {}}
-    results = read_json(path)
-    differing = differing_keys(results.get("provenance", {}), about)
-    if differing:
-        raise UserError(
-            f"{path} is of another evaluation ({', '.join(differing)} differ); choose another "
-            "--output"
-        )
-    return results
-
-
-def format_results(results: dict[str, Any]) -> str:
-    """Returns the metrics with their intervals as a table."""
-    lines = [("metric", "value", "95 % over images", "over classes")]
-    for found in results["protocols"].values():
-        for name, value in found["metrics"].items():
-            if name in found["intervals"]:
-                spans = [_span(name, found["intervals"][name][k]) for k in ("images", "classes")]
-                lines.append((name, _value(name, value), *spans))
-    return _table(lines)
-
-
-def _value(name: str, value: float) -> str:
-    return f"{value:.3f}" if METRICS[name].kind == "score" else f"{100 * value:.1f}%"
-
-
-def _span(name: str, interval: Sequence[float]) -> str:
-    low, high = (_value(name, value).removesuffix("%") for value in interval)
-    return f"{low} to {high}"
-
-
-def _table(lines: Sequence[Sequence[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    rows = ("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in lines)
-    return "\n".join(row.rstrip() for row in rows)
-
-
 def _comparison_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m corm_jax.evaluate compare",
@@ -263,30 +223,6 @@ def _comparison_parser() -> argparse.ArgumentParser:
     for name in ("first", "second"):
         parser.add_argument(name, type=_path, metavar="OUTPUT")
     return parser
-
-
-def _compare(arguments: argparse.Namespace) -> None:
-    pair = [read_json(path / "results.json") for path in (arguments.first, arguments.second)]
-    differing = [
-        key
-        for key in differing_keys(*(results["provenance"] for results in pair))
-        if not key.startswith(("model.", "preprocessing."))
-    ]
-    if differing:
-        raise UserError(
-            f"{arguments.first} and {arguments.second} do not compare: {', '.join(differing)} "
-            "differ; evaluate both models on the same data by the same protocol"
-        )
-    lines = [("metric", "first", "second", "difference", "95 % over images", "over classes")]
-    for protocol in (name for name in pair[0]["protocols"] if name in pair[1]["protocols"]):
-        found = statistics.differences(
-            *(read_outcomes(d / f"{protocol}.npz") for d in (arguments.first, arguments.second))
-        )
-        for name, spans in found.items():
-            first, second = (results["protocols"][protocol]["metrics"][name] for results in pair)
-            values = [_value(name, value) for value in (first, second, second - first)]
-            lines.append((name, *values, *(_span(name, spans[k]) for k in ("images", "classes"))))
-    print(_table(lines))
 
 
 if __name__ == "__main__":

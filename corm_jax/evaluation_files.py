@@ -13,6 +13,7 @@ from corm_jax import report
 from corm_jax.data.pipeline import Split
 from corm_jax.errors import UserError
 from corm_jax.files import replacing
+from corm_jax.masks.checks import KINDS
 from corm_jax.metrics import Outcome
 from corm_jax.protocols.types import Measured
 from corm_jax.protocols.views import dilations
@@ -64,13 +65,15 @@ def _hash_images(split: Split) -> str:
 
 
 def _hash_masks(split: Split) -> str:
-    """Hashes the masks of the images, in the order of the images' names."""
-    digest = hashlib.sha256()
+    """Hashes the masks of the images of both kinds, in the order of the images' names."""
+    digest, masks = hashlib.sha256(), split.masks
+    # Row -1, of an image without record, has none.
+    has = {kind: np.append(masks.has(kind), False)[split.rows] for kind in KINDS}
     for index in tqdm(np.argsort(split.images.file_names), desc="masks", leave=False, disable=None):
-        if split.has_mask[index]:
-            row, masks = int(split.rows[index]), split.masks
+        row = int(split.rows[index])
+        for kind in (kind for kind in KINDS if has[kind][index]):
             grid = masks.encoding == "grid"
-            digest.update(masks.grids("core", [row]).tobytes() if grid else masks.png("core", row))
+            digest.update(masks.grids(kind, [row]).tobytes() if grid else masks.png(kind, row))
     return digest.hexdigest()
 
 

@@ -30,6 +30,7 @@ class Subject(NamedTuple):
       variables: what its steps take.
       weights: "sha256:" and the hash of its weights.
       make_step: (name of a protocol, config with `eval`) -> step.
+      is_native: whether it is one of our models.
       packages: distributions that it runs on, beside those of `corm_jax.report.versions`.
     """
 
@@ -38,6 +39,7 @@ class Subject(NamedTuple):
     variables: dict[str, Any]
     weights: str
     make_step: Callable[[str, ConfigDict], EvalStep]
+    is_native: bool
     packages: tuple[str, ...] = ()
 
 
@@ -105,6 +107,7 @@ def native_subject(native: Native, class_names: tuple[str, ...], mesh: Mesh) -> 
         variables=jax.device_put(native.variables, replicated(mesh)),
         weights=hash_weights(flatten_dict(native.variables, sep="/")),
         make_step=make_step,
+        is_native=True,
     )
 
 
@@ -125,6 +128,7 @@ def torch_subject(
         variables={},
         weights=hash_weights(model.weights()),
         make_step=make_step,
+        is_native=False,
         packages=model.packages,
     )
 

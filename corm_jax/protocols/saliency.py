@@ -95,7 +95,7 @@ def iou(saliency: jax.Array, mask: jax.Array, valid: jax.Array) -> jax.Array:
       valid: float32 [H, W], 0 for what does not count.
     """
     chosen, core = saliency >= THRESHOLD, mask >= THRESHOLD
-    both, either = (valid * (chosen & core)).sum(), (valid * (chosen | core)).sum()
+    both, either = (jnp.where(where, valid, 0.0).sum() for where in (chosen & core, chosen | core))
     return both / jnp.maximum(either, 1.0)
 
 

@@ -1,0 +1,146 @@
+"""An evaluation: a model by several protocols, kept as it goes, so that it can be resumed."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from corm_jax import statistics
+from corm_jax.data.dataset import evaluation_loader
+from corm_jax.data.pairs import COMPANIONS
+from corm_jax.data.pipeline import Split
+from corm_jax.errors import UserError
+from corm_jax.evaluation_files import differing_keys, provenance, save_outcomes
+from corm_jax.files import locked, read_json, write_json
+from corm_jax.protocols import PARAMETERS, PROTOCOLS, measure
+from corm_jax.protocols.summary import METRICS, curves, summarize
+from corm_jax.protocols.types import Measured
+from corm_jax.subjects import Subject
+
+DEFAULT = ("complement", "ablations")
+OFFERED = tuple(name for name in PROTOCOLS if name != "clean")  # which complement measures too
+
+
+def evaluate(
+    subject: Subject,
+    config: ConfigDict,
+    split: Split,
+    *,
+    split_name: str,
+    protocols: Sequence[str],
+    output: Path,
+    mesh: Mesh,
+) -> dict[str, Any]:
+    """Evaluates a model by each protocol that `output` does not hold yet.
+
+    Args:
+      subject: the model.
+      config: with `data` and `eval`.
+      split: the images.
+      split_name: its name.
+      protocols: of `OFFERED`.
+      output: a directory; receives results.json and PROTOCOL.npz, the outcome of every image.
+      mesh: where to evaluate.
+
+    Returns:
+      the content of results.json: {"provenance", "protocols": {name: {"parameters", "metrics",
+      "intervals", "definitions", of some "curves" and "rcs_is_saturated"}}}.
+
+    Raises:
+      UserError: if `output` is of another evaluation, or the data lacks what a protocol needs.
+    """
+    about = provenance(subject, config, split, split_name)
+    with locked(output / ".lock"):
+        results = _started(output / "results.json", about)
+        for name in protocols:
+            if name not in results["protocols"]:
+                measured = _measure(subject, name, config, split, mesh)
+                save_outcomes(output / f"{name}.npz", measured)
+                results["protocols"][name] = _found(name, measured)
+                write_json(output / "results.json", results)
+    return results
+
+
+def possible(subject: Subject, split: Split) -> list[str]:
+    """Returns the protocols that a model and its data allow; says which they do not."""
+    missing = []
+    if not split.masks.has("spurious").any():
+        missing += [(name, "no spurious masks") for name in ("annotated", "normalized")]
+    if not subject.is_native:
+        missing.append(("saliency", "a model of another library"))
+    for name, reason in missing:
+        print(f"left out: {name} ({reason})")
+    return [name for name in OFFERED if name not in dict(missing)]
+
+
+def _measure(
+    subject: Subject, protocol: str, config: ConfigDict, split: Split, mesh: Any
+) -> Measured:
+    loader, count = evaluation_loader(config, split, (0, 1))
+    if protocol in COMPANIONS:
+        loader = COMPANIONS[protocol](config, loader)
+    batches = tqdm(loader.batches(0, count), total=count, desc=protocol, unit="batch", disable=None)
+    return measure(subject.make_step(protocol, config), subject.variables, batches, mesh)
+
+
+def _found(protocol: str, measured: Measured) -> dict[str, Any]:
+    metrics = summarize(measured)
+    found = {
+        "parameters": PARAMETERS.get(protocol, {}),
+        "metrics": metrics,
+        "intervals": statistics.intervals(measured),
+        "definitions": {name: METRICS[name].definition for name in metrics},
+    }
+    if found_curves := curves(measured):
+        found["curves"] = found_curves
+    if "rcs" in metrics:
+        found["rcs_is_saturated"] = statistics.is_saturated(metrics["core"], metrics["spurious"])
+    return found
+
+
+def _started(path: Path, about: dict[str, Any]) -> dict[str, Any]:
+    """Returns the results so far; refuses those of something else."""
+    if not path.exists():
+        return {"provenance": about, "protocols": {}}
+    results = read_json(path)
+    differing = differing_keys(results.get("provenance", {}), about)
+    if differing:
+        raise UserError(
+            f"{path} is of another evaluation ({', '.join(differing)} differ); choose another "
+            "--output"
+        )
+    return results
+
+
+def format_results(results: dict[str, Any]) -> str:
+    """Returns the metrics with their intervals as a table."""
+    lines = [("metric", "value", "95 % over images", "over classes")]
+    for found in results["protocols"].values():
+        for name, value in found["metrics"].items():
+            if METRICS[name].kind != "count":
+                spans = ("", "")
+                if over := found["intervals"].get(name):
+                    spans = (format_span(name, over["images"]), format_span(name, over["classes"]))
+                lines.append((name, format_value(name, value), *spans))
+    return format_rows(lines)
+
+
+def format_value(name: str, value: float) -> str:
+    """Returns a metric's value for people: a share in percent."""
+    return f"{value:.3f}" if METRICS[name].kind == "score" else f"{100 * value:.1f}%"
+
+
+def format_span(name: str, interval: Sequence[float]) -> str:
+    """Returns an interval of a metric for people."""
+    low, high = (format_value(name, value).removesuffix("%") for value in interval)
+    return f"{low} to {high}"
+
+
+def format_rows(lines: Sequence[Sequence[str]]) -> str:
+    """Returns rows of cells as aligned columns."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    rows = ("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in lines)
+    return "\n".join(row.rstrip() for row in rows)
