@@ -32,6 +32,12 @@ def compare(first: Path, second: Path) -> str:
         )
     lines = [("metric", "first", "second", "difference", "95 % over images", "over classes")]
     for protocol in (name for name in pair[0]["protocols"] if name in pair[1]["protocols"]):
+        parameters = [results["protocols"][protocol]["parameters"] for results in pair]
+        if parameters[0] != parameters[1]:
+            raise UserError(
+                f"{first} and {second} do not compare: the parameters of {protocol} differ "
+                f"({parameters[0]} and {parameters[1]}); evaluate both alike"
+            )
         found = statistics.differences(
             *(read_outcomes(d / f"{protocol}.npz") for d in (first, second))
         )

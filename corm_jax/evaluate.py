@@ -81,6 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--like", type=_path, metavar="WORKDIR", help="a run whose data and noise to take")
     add("--split", choices=("validation", "train"), default="validation", help="(%(default)s)")
     add("--masks", type=_path, help="mask records (python -m corm_jax.masks import)")
+    add("--spuriosity", type=_path, metavar="CSV", help="ranking of images, for spurious_gap")
     add(
         "--protocol",
         default=",".join(DEFAULT),
@@ -141,7 +142,7 @@ def _evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
         )
     subject = _subject(arguments, native, dataset.class_names, mesh, config)
     if protocols == ["all"]:
-        protocols = possible(subject, split)
+        protocols = possible(subject, split, arguments.spuriosity)
     return evaluate(
         subject,
         config,
@@ -150,6 +151,7 @@ def _evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
         protocols=protocols,
         output=arguments.output,
         mesh=mesh,
+        spuriosity=arguments.spuriosity,
     )
 
 

@@ -1,5 +1,6 @@
 """An evaluation: a model by several protocols, kept as it goes, so that it can be resumed."""
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from corm_jax import statistics
 from corm_jax.data.dataset import evaluation_loader
 from corm_jax.data.pairs import COMPANIONS
 from corm_jax.data.pipeline import Split
+from corm_jax.data.ranked import ENDS, rank
 from corm_jax.errors import UserError
 from corm_jax.evaluation_files import differing_keys, provenance, save_outcomes
 from corm_jax.files import locked, read_json, write_json
@@ -33,6 +35,7 @@ def evaluate(
     protocols: Sequence[str],
     output: Path,
     mesh: Mesh,
+    spuriosity: Path | None = None,
 ) -> dict[str, Any]:
     """Evaluates a model by each protocol that `output` does not hold yet.
 
@@ -44,6 +47,7 @@ def evaluate(
       protocols: of `OFFERED`.
       output: a directory; receives results.json and PROTOCOL.npz, the outcome of every image.
       mesh: where to evaluate.
+      spuriosity: the ranking that `spurious_gap` takes, see `corm_jax.data.ranked.rank`.
 
     Returns:
       the content of results.json: {"provenance", "protocols": {name: {"parameters", "metrics",
@@ -57,39 +61,59 @@ def evaluate(
         results = _started(output / "results.json", about)
         for name in protocols:
             if name not in results["protocols"]:
-                measured = _measure(subject, name, config, split, mesh)
+                parameters, measured = _measure(subject, name, config, split, mesh, spuriosity)
                 save_outcomes(output / f"{name}.npz", measured)
-                results["protocols"][name] = _found(name, measured)
+                results["protocols"][name] = {"parameters": parameters, **_found(measured)}
                 write_json(output / "results.json", results)
     return results
 
 
-def possible(subject: Subject, split: Split) -> list[str]:
+def possible(subject: Subject, split: Split, spuriosity: Path | None) -> list[str]:
     """Returns the protocols that a model and its data allow; says which they do not."""
     missing = []
     if not split.masks.has("spurious").any():
         missing += [(name, "no spurious masks") for name in ("annotated", "normalized")]
     if not subject.is_native:
         missing.append(("saliency", "a model of another library"))
+    if spuriosity is None:
+        missing.append(("spurious_gap", "no --spuriosity"))
     for name, reason in missing:
         print(f"left out: {name} ({reason})")
     return [name for name in OFFERED if name not in dict(missing)]
 
 
 def _measure(
-    subject: Subject, protocol: str, config: ConfigDict, split: Split, mesh: Any
-) -> Measured:
-    loader, count = evaluation_loader(config, split, (0, 1))
+    subject: Subject,
+    protocol: str,
+    config: ConfigDict,
+    split: Split,
+    mesh: Mesh,
+    spuriosity: Path | None,
+) -> tuple[dict[str, Any], Measured]:
+    """Returns (what the numbers depend on, what was found)."""
+    loader, number = evaluation_loader(config, split, (0, 1))
+    parameters = dict(PARAMETERS.get(protocol, {}))
     if protocol in COMPANIONS:
         loader = COMPANIONS[protocol](config, loader)
-    batches = tqdm(loader.batches(0, count), total=count, desc=protocol, unit="batch", disable=None)
-    return measure(subject.make_step(protocol, config), subject.variables, batches, mesh)
+    elif protocol == "spurious_gap":
+        if spuriosity is None:
+            raise UserError(
+                "the spurious_gap protocol needs a ranking of the images: --spuriosity=FILE, the "
+                "spuriosity.csv that python -m corm_jax.masks spuriosity writes"
+            )
+        loader = rank(loader, spuriosity)
+        digest = hashlib.sha256(spuriosity.read_bytes()).hexdigest()
+        parameters |= {"ends": ENDS, "ranking": f"sha256:{digest}"}
+    batches = tqdm(
+        loader.batches(0, number), total=number, desc=protocol, unit="batch", disable=None
+    )
+    step = subject.make_step(protocol, config)
+    return parameters, measure(step, subject.variables, batches, mesh)
 
 
-def _found(protocol: str, measured: Measured) -> dict[str, Any]:
+def _found(measured: Measured) -> dict[str, Any]:
     metrics = summarize(measured)
     found = {
-        "parameters": PARAMETERS.get(protocol, {}),
         "metrics": metrics,
         "intervals": statistics.intervals(measured),
         "definitions": {name: METRICS[name].definition for name in metrics},

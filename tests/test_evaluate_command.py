@@ -1,6 +1,7 @@
 """python -m corm_jax.evaluate on real runs: metrics, intervals, resumption, comparison, errors."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,11 +9,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 from command import small_config
+from ml_collections import ConfigDict
 from torch_models import import_timm
 
 from corm_jax.convert import main as convert
+from corm_jax.data.dataset import open_dataset
 from corm_jax.evaluate import main
 from corm_jax.evaluation_files import differing_keys, read_outcomes
+from corm_jax.protocols import PROTOCOLS
 from corm_jax.protocols.ablations import ABLATIONS
 from corm_jax.protocols.summary import DEFINITIONS, summarize
 
@@ -88,6 +92,42 @@ def test_a_finished_protocol_is_not_measured_again(
     assert main([*arguments, "--sigma=0.5", "--seed=1"]) == 1
     message = capsys.readouterr().err
     assert "another evaluation (noise.seed, noise.sigma differ); choose another --output" in message
+
+
+def test_every_protocol_that_the_data_allows_is_measured(
+    trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    config = json.loads((trained.workdir / "config.json").read_text())
+    dataset = open_dataset(ConfigDict(config))
+    names = dataset.validation.images.file_names[:40]
+    ranking = tmp_path / "spuriosity.csv"
+    rows = [f"{os.fsdecode(name)},class,0,{place}" for place, name in enumerate(names)]
+    ranking.write_text("\n".join(["file_name,class,score,rank", *rows]))
+    output = tmp_path / "all"
+    arguments = [str(trained.workdir), f"--output={output}", "--protocol=all"]
+    assert main([*arguments, f"--spuriosity={ranking}"]) == 0
+    shown = capsys.readouterr().out
+    results = read(output)
+    spurious = dataset.validation.masks.has("spurious").any()
+    missing = set() if spurious else {"annotated", "normalized"}
+    assert results["protocols"].keys() == set(PROTOCOLS) - {"clean"} - missing
+    for name in missing:
+        assert f"left out: {name} (no spurious masks)" in shown
+    found = metrics_of(results)
+    for name in ("box_rcs_0.5", "rfs_l2", "core_area", "random_core", "grad_cam_iou", "ece"):
+        assert name in found
+        assert name in shown
+    assert {"sigma", "accuracy"} == results["protocols"]["sigma_curve"]["curves"]["core"].keys()
+    assert results["protocols"]["spurious_gap"]["parameters"]["ends"] == 100
+    for name, protocol in results["protocols"].items():
+        assert summarize(read_outcomes(output / f"{name}.npz")) == protocol["metrics"]
+        assert protocol["definitions"].keys() == protocol["metrics"].keys()
+    assert (
+        main([str(trained.workdir), f"--output={output}", "--protocol=annotated"])
+        == len(missing) // 2
+    )
+    assert main([str(trained.workdir), f"--output={tmp_path}", "--protocol=spurious_gap"]) == 1
+    assert "needs a ranking of the images: --spuriosity=FILE" in capsys.readouterr().err
 
 
 def test_weights_of_timm_have_the_metrics_of_the_run(

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from corm_jax.losses.types import Batch
 from corm_jax.protocols.ablations import ablations_protocol
-from corm_jax.protocols.clean import clean_protocol
+from corm_jax.protocols.clean import clean_protocol, spurious_gap_protocol
 from corm_jax.protocols.noise import (
     BOX_SIGMAS,
     CURVE_SIGMAS,
@@ -39,6 +39,7 @@ PROTOCOLS: dict[str, Callable[..., Protocol]] = {  # (model, config, scan=...) -
     "sigma_curve": sigma_curve_protocol,
     "controls": controls_protocol,
     "saliency": saliency_protocol,
+    "spurious_gap": spurious_gap_protocol,
 }
 
 # What a protocol's numbers depend on beside `config.eval`.

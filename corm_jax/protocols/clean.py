@@ -1,4 +1,4 @@
-"""The protocol of clean accuracy alone."""
+"""The protocols of images as they are."""
 
 from typing import Any
 
@@ -23,5 +23,28 @@ def clean_protocol(model: Any, config: ConfigDict, scan: Scan = jax.lax.scan) ->
         batch = jax.jit(expand_batch)(batch)
         correct = correct_by(model, variables, batch["label"], classes)
         return {"clean": outcome(correct(batch["image"]), batch["weight"])}
+
+    return measure
+
+
+def spurious_gap_protocol(model: Any, config: ConfigDict, scan: Scan = jax.lax.scan) -> Protocol:
+    """Clean accuracy on the images of each class that show its spurious features most, and least.
+
+    It takes batches with `end` float32 [B]: 1 for the former, -1 for the latter, 0 for the rest
+    (`corm_jax.data.ranked.rank`).
+
+    Source: Moayeri et al., Spuriosity Rankings, NeurIPS 2023 (arXiv:2212.02648), which pools the
+    images of all classes where this takes means over classes.
+    """
+    del config, scan
+
+    def measure(variables: Any, batch: Batch) -> Outcomes:
+        end = batch["end"]
+        batch = jax.jit(expand_batch)(batch)
+        clean = correct_by(model, variables, batch["label"])(batch["image"])
+        return {
+            "most_spurious": outcome(clean, batch["weight"] * (end > 0).astype(end.dtype)),
+            "least_spurious": outcome(clean, batch["weight"] * (end < 0).astype(end.dtype)),
+        }
 
     return measure

@@ -77,6 +77,11 @@ def sensitivity(core: Sums, spurious: Sums) -> np.ndarray:
     return relative_core_sensitivity(balanced(core), balanced(spurious))
 
 
+def gap(most: Sums, least: Sums) -> np.ndarray:
+    """Returns the difference of two accuracies."""
+    return balanced(most) - balanced(least)
+
+
 def calibration_error(*bins: Sums) -> np.ndarray:
     """Returns sum_b |sum over the bin's images of (correct - confidence)| / images."""
     off = sum(np.abs(each.correct.sum(axis=0)) for each in bins)
@@ -239,6 +244,14 @@ METRICS: dict[str, Metric] = {
             "under noise on the whole image, of the energy that core accuracy's has",
             "under noise on the whole image, of the energy that spurious accuracy's has",
         ),
+    ),
+    **_accuracy("most_spurious", "on the images of a class that show its spurious features most"),
+    **_accuracy("least_spurious", "on the images of a class that show its spurious features least"),
+    "spurious_gap": Metric(
+        "most_spurious - least_spurious: near 0 is better",
+        ("most_spurious", "least_spurious"),
+        gap,
+        "score",
     ),
     **{
         f"{method}_{score}": Metric(
