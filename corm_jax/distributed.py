@@ -21,9 +21,7 @@ from corm_jax.errors import UserError
 
 VARIABLES = ("CORM_COORDINATOR", "CORM_NUM_PROCESSES", "CORM_PROCESS_ID")
 END_KEY = "corm_jax/end"
-GRACE_SECONDS = (
-    5.0  # between one process's error and the end of another that is not done with its own
-)
+GRACE_SECONDS = 5.0  # between the error of one process and the end of the others
 LEAVE_SECONDS = 15.0  # at most, that processes which end wait for the others' ends
 PREPARE_SECONDS = 3600.0  # at most, that processes wait for the first one's preparation
 

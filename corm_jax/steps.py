@@ -191,8 +191,8 @@ class Objective:
         """
         weight, function = self._terms[label]
         losses, logs = function(forward, batch, key)
-        total = batch["weight"].sum() if part is None else part.weight
-        value = (losses * batch["weight"]).sum() / jnp.maximum(total, 1.0 / self._parts)
+        total = jnp.maximum(batch["weight"].sum(), 1.0) if part is None else part.weight
+        value = (losses * batch["weight"]).sum() / total
         logs = {"value": value, **logs}
         if callable(weight):
             weight = logs["weight"] = jnp.asarray(weight(step), jnp.float32)
