@@ -18,6 +18,7 @@ from jax._src import distributed as jax_distributed  # jax keeps its client nowh
 from jax.experimental import multihost_utils
 
 from corm_jax.errors import UserError
+from corm_jax.terminal import hide_native_stdout
 
 VARIABLES = ("CORM_COORDINATOR", "CORM_NUM_PROCESSES", "CORM_PROCESS_ID")
 END_KEY = "corm_jax/end"
@@ -87,6 +88,8 @@ def _join(how: str, **arguments: Any) -> None:
     if index:
         # The first process speaks for all; a warning may be of what this one alone sees.
         logging.getLogger("corm_jax").setLevel(logging.WARNING)
+    if jax.default_backend() == "cpu":
+        hide_native_stdout()
     threading.Thread(target=_end_with_others, name="end_with_others", daemon=True).start()
 
 

@@ -13,12 +13,11 @@ def free_port() -> int:
         return taken.getsockname()[1]
 
 
-def environments(count: int, devices: int) -> list[dict[str, str]]:
-    """Returns the environment of each of `count` processes with `devices` fake devices."""
+def environments(count: int) -> list[dict[str, str]]:
+    """Returns what makes each of `count` processes one of a run."""
     port = free_port()
     return [
         {
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
             "CORM_COORDINATOR": f"localhost:{port}",
             "CORM_NUM_PROCESSES": str(count),
             "CORM_PROCESS_ID": str(index),
@@ -28,10 +27,11 @@ def environments(count: int, devices: int) -> list[dict[str, str]]:
 
 
 def start_all(commands: Sequence[Sequence[str]], devices: int = 1) -> list[subprocess.Popen[str]]:
-    """Starts one process for each of the commands' flags."""
+    """Starts one process, with some fake devices, for each of the commands' flags."""
+    fake = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
     return [
-        start(flags, **variables)
-        for flags, variables in zip(commands, environments(len(commands), devices), strict=True)
+        start(flags, **variables, **fake)
+        for flags, variables in zip(commands, environments(len(commands)), strict=True)
     ]
 
 

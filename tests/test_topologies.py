@@ -2,17 +2,25 @@
 
 import json
 import os
-import socket
+import re
 import subprocess
 import sys
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
-from topologies import STEPS, kinds
+from flax.traverse_util import flatten_dict
+from processes import environments
+from stepping import make_config, one_device
+from topologies import MODELS, STEPS, kinds
+
+from corm_jax.sharding import create_mesh
+from corm_jax.state import abstract_state
 
 HERE = Path(__file__).parent
-MODELS = ("vit", "resnet")
 MESHES = {"data8": (8, 1), "data4_fsdp2": (4, 2), "fsdp8": (1, 8)}
 TOLERANCE = 1e-5
 
@@ -37,12 +45,6 @@ def finish(process: subprocess.Popen[str]) -> list[dict]:
     return [json.loads(line) for line in output.splitlines()]
 
 
-def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("localhost", 0))
-        return taken.getsockname()[1]
-
-
 @pytest.fixture(scope="module")
 def found() -> dict[tuple[str, str], dict]:
     """What was found of each (model, topology)."""
@@ -56,16 +58,13 @@ def found() -> dict[tuple[str, str], dict]:
 def two_processes() -> dict[tuple[str, str], list[dict]]:
     """What each of two processes with four devices found of each (model, mesh)."""
     names = [(model, mesh) for model in MODELS for mesh in ("data8", "data4_fsdp2")]
-    coordinator = f"localhost:{free_port()}"
     processes = [
         start(
             [(model, *MESHES[mesh], 8) for model, mesh in names],
             4,
-            CORM_COORDINATOR=coordinator,
-            CORM_NUM_PROCESSES="2",
-            CORM_PROCESS_ID=str(index),
+            **variables,
         )
-        for index in range(2)
+        for variables in environments(2)
     ]
     return dict(zip(names, zip(*map(finish, processes), strict=True), strict=True))
 
@@ -97,8 +96,79 @@ def test_two_processes_have_the_loss_curve_of_one_device(
     assert_same_curve(first["losses"], found[model, "one"]["losses"], f"{model} 2 x 4 {mesh}")
 
 
-def test_placeholder(found):
-    for key, value in found.items():
-        print(key, kinds(value["collectives"]))
-        for c in value["collectives"]:
-            print("   ", c[0], c[1][:8], len(c[1]))
+def shapes_of(model: str, mesh: str) -> tuple[set, set]:
+    """Returns the shapes of the parameters that a mesh shards, and of all arrays of parameters.
+
+    Whole and in shards; without dimensions of 1 and in any order, as XLA transposes them.
+    """
+    config = make_config("noise")
+    abstract = abstract_state(config, MODELS[model], create_mesh(*MESHES[mesh])).params
+    sharded, all_of_them = set(), {()}
+    for leaf in jax.tree.leaves(abstract):
+        shard = leaf.sharding.shard_shape(leaf.shape)
+        all_of_them |= {plain(leaf.shape), plain(shard)}
+        if shard != leaf.shape:
+            sharded.add(plain(leaf.shape))
+    return sharded, all_of_them
+
+
+def plain(shape: Sequence[int]) -> tuple[int, ...]:
+    return tuple(sorted(length for length in shape if length > 1))
+
+
+def moved(value: dict, *kinds: str) -> list[list[tuple[int, ...]]]:
+    """Returns the shapes that each collective of some kinds moves."""
+    return [
+        [plain([int(n) for n in re.findall(r"\d+", shape.partition("[")[2])]) for shape in shapes]
+        for kind, shapes in value["collectives"]
+        if kind in kinds
+    ]
+
+
+@pytest.mark.slow
+def test_data_parallelism_of_a_vit_takes_one_all_reduce_of_all_gradients(found: dict) -> None:
+    assert not found["vit", "one"]["collectives"]
+    value = found["vit", "data8"]
+    weights, gradients = moved(value, "all-reduce")
+    assert set(kinds(value["collectives"])) == {"all-reduce"}
+    assert weights == [()]  # the sum of the examples' weights, which the losses are divided by
+    parameters = jax.tree.leaves(
+        abstract_state(make_config("noise"), MODELS["vit"], one_device()).params
+    )
+    assert not Counter(plain(leaf.shape) for leaf in parameters) - Counter(gradients)
+
+
+@pytest.mark.slow
+def test_data_parallelism_of_a_resnet_also_reduces_statistics(found: dict) -> None:
+    """Of the whole batch, in each norm: forward, and backward where they are gradients as well."""
+    value = found["resnet", "data8"]
+    assert set(kinds(value["collectives"])) == {"all-reduce"}
+    groups = moved(value, "all-reduce")
+    kernels = [group for group in groups if any(len(shape) > 1 for shape in group)]
+    statistics = [group for group in groups if group not in kernels]
+    norms = sum("bn" in name for name in flatten_dict(resnet_parameters(), sep="/")) // 2
+    assert len(statistics) <= 2 * norms
+    # The stem's kernel waits for a gradient of its norm, which travels with the other kernels.
+    assert len(kernels) <= 2
+
+
+def resnet_parameters() -> dict:
+    return abstract_state(make_config("noise"), MODELS["resnet"], one_device()).params
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", ["data4_fsdp2", "fsdp8"])
+@pytest.mark.parametrize("model", MODELS)
+def test_sharding_gathers_parameters_and_moves_no_activations(
+    found: dict, model: str, mesh: str
+) -> None:
+    value = found[model, mesh]
+    # XLA for CPUs reduces a whole gradient and takes a slice where TPUs reduce and scatter.
+    assert set(kinds(value["collectives"])) == {"all-gather", "all-reduce"}
+    sharded, parameters = shapes_of(model, mesh)
+    assert sharded
+    gathered = [shape for group in moved(value, "all-gather") for shape in group]
+    assert set(gathered) == sharded
+    reduced = {shape for group in moved(value, "all-reduce") for shape in group}
+    assert sharded <= reduced
+    assert reduced <= parameters

@@ -1,8 +1,8 @@
 """Trains small models on meshes of this process's devices, or of several processes'.
 
 python topologies.py '[["vit", DATA, FSDP, DEVICES], ..]' prints a line of JSON for each:
-its losses by step and the collectives of its compiled step. CORM_COORDINATOR and its companions make
-it one process of several.
+its losses by step and the collectives of its compiled step. CORM_COORDINATOR and its companions
+make it one process of several.
 """
 
 import json
@@ -50,7 +50,7 @@ def compile_step(config, model, mesh):
 
 def train(name, data, fsdp, devices):
     """Returns {"losses", "collectives"} of `STEPS` steps, with noise on half of the images."""
-    config, model = make_config("noise", name="adamw", learning_rate=1e-3), MODELS[name]
+    config, model = make_config("noise", name="adamw", learning_rate=3e-3), MODELS[name]
     config.train.steps = STEPS
     mesh = create_mesh(data, fsdp, jax.devices()[:devices])
     abstract, step = compile_step(config, model, mesh)
@@ -58,7 +58,7 @@ def train(name, data, fsdp, devices):
     index, count = host_shard(mesh)
     part = slice(index * BATCH // count, (index + 1) * BATCH // count)
     for number in range(STEPS):
-        batch = jax.tree.map(lambda leaf: leaf[part], make_batch(seed=number))
+        batch = jax.tree.map(lambda leaf: leaf[part], make_batch(seed=number % 2))
         state, metrics = step(state, put_batch(batch, mesh))
         losses.append(float(np.asarray(metrics["loss"])))
     return {"losses": losses, "collectives": collectives(step.as_text())}
