@@ -4,6 +4,7 @@ import contextlib
 import json
 import logging
 import os
+import socket
 import sys
 import threading
 import time
@@ -22,6 +23,7 @@ from corm_jax.terminal import hide_native_stdout
 
 VARIABLES = ("CORM_COORDINATOR", "CORM_NUM_PROCESSES", "CORM_PROCESS_ID")
 END_KEY = "corm_jax/end"
+CONNECT_SECONDS = 300.0  # at most, that a process waits for the first one's address to answer
 GRACE_SECONDS = 5.0  # between the error of one process and the end of the others
 LEAVE_SECONDS = 15.0  # at most, that processes which end wait for the others' ends
 PREPARE_SECONDS = 3600.0  # at most, that processes wait for the first one's preparation
@@ -52,6 +54,8 @@ def start_from_environment(environment: Mapping[str, str] = os.environ) -> None:
     count, index = (int(given[name]) for name in VARIABLES[1:])
     if index >= count:
         raise UserError(f"CORM_PROCESS_ID={index} must be below CORM_NUM_PROCESSES={count}")
+    if index:
+        _wait_for(coordinator)
     _join(
         f"CORM_COORDINATOR={coordinator}",
         coordinator_address=coordinator,
@@ -59,6 +63,24 @@ def start_from_environment(environment: Mapping[str, str] = os.environ) -> None:
         process_id=index,
         cluster_detection_method="deactivate",
     )
+
+
+def _wait_for(coordinator: str) -> None:
+    """Waits until process 0 listens: jax aborts, where nobody does, with a trace of its own."""
+    host, _, port = coordinator.rpartition(":")
+    deadline = time.monotonic() + CONNECT_SECONDS
+    while True:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+            return
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise UserError(
+                    f"CORM_COORDINATOR={coordinator} cannot be reached ({error.strerror or error}) "
+                    f"in {CONNECT_SECONDS:.0f} s; start the process of CORM_PROCESS_ID=0 there, or "
+                    "correct the address"
+                ) from error
+        time.sleep(0.2)
 
 
 def start_from_cluster() -> None:

@@ -37,5 +37,5 @@ def start_all(commands: Sequence[Sequence[str]], devices: int = 1) -> list[subpr
 
 def finish(processes: Sequence[subprocess.Popen[str]]) -> list[tuple[int, str, str]]:
     """Returns (exit code, stdout, stderr) of each."""
-    ended = [(process, *process.communicate(timeout=300)) for process in processes]
+    ended = [(process, *process.communicate(timeout=900)) for process in processes]
     return [(process.returncode, output, errors) for process, output, errors in ended]

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from command import run, small_config, small_flags
 from PIL import Image
-from processes import finish, start_all
+from processes import finish, free_port, start_all
 
+from corm_jax import distributed
 from corm_jax.data.dataset import open_dataset
 from corm_jax.distributed import start_from_environment
 from corm_jax.errors import UserError
@@ -65,9 +66,7 @@ def test_two_processes_train_and_measure_what_one_does(
 @pytest.mark.slow
 def test_a_run_of_two_processes_goes_on_with_one(tmp_path: Path, shapes_data_dir: Path) -> None:
     workdir = tmp_path / "run"
-    changes = {**CHANGES, "mesh__fsdp": -1}
-    del changes["mesh__fsdp"]
-    flags = small_flags("configs/vit_erm.py", shapes_data_dir, workdir, **changes)
+    flags = small_flags("configs/vit_erm.py", shapes_data_dir, workdir, **CHANGES)
     ends = finish(start_all([flags] * 2))
     assert [code for code, *_ in ends] == [0, 0], ends
     before = json.loads((workdir / "results.json").read_text())["metrics"]
@@ -141,6 +140,13 @@ def training_images_of_second(config, split) -> int:
 def test_variables_that_cannot_be_are_refused(variables: dict[str, str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         start_from_environment(variables)
+
+
+def test_a_coordinator_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "CONNECT_SECONDS", 0.5)
+    address = f"localhost:{free_port()}"
+    with pytest.raises(UserError, match=f"CORM_COORDINATOR={address} cannot be reached .*refused"):
+        start_from_environment(COORDINATOR | {"CORM_COORDINATOR": address, "CORM_PROCESS_ID": "1"})
 
 
 def test_without_variables_a_process_is_alone() -> None:

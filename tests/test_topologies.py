@@ -59,11 +59,7 @@ def two_processes() -> dict[tuple[str, str], list[dict]]:
     """What each of two processes with four devices found of each (model, mesh)."""
     names = [(model, mesh) for model in MODELS for mesh in ("data8", "data4_fsdp2")]
     processes = [
-        start(
-            [(model, *MESHES[mesh], 8) for model, mesh in names],
-            4,
-            **variables,
-        )
+        start([(model, *MESHES[mesh], 8) for model, mesh in names], 4, **variables)
         for variables in environments(2)
     ]
     return dict(zip(names, zip(*map(finish, processes), strict=True), strict=True))
