@@ -38,16 +38,13 @@ def create_mesh(data: int, fsdp: int, devices: Sequence[jax.Device] | None = Non
         )
     axis_types = (AxisType.Auto,) * len(AXES)
     mesh = jax.make_mesh((rest, fsdp), AXES, axis_types=axis_types, devices=devices)
-    if not _in_order_of_processes([device.process_index for device in mesh.devices.flat]):
+    processes = [device.process_index for device in mesh.devices.flat]
+    if processes != sorted(processes):
         # What jax finds nearest on a torus may split a process's devices, but its part of a batch
         # is one slice, so that the batch is the same whatever the number of processes.
         ordered = sorted(devices, key=lambda device: (device.process_index, device.id))
         mesh = Mesh(np.array(ordered).reshape(rest, fsdp), AXES, axis_types=axis_types)
     return mesh
-
-
-def _in_order_of_processes(processes: list[int]) -> bool:
-    return processes == sorted(processes)
 
 
 def host_shard(mesh: Mesh) -> tuple[int, int]:

@@ -1,13 +1,16 @@
 """Runs of several processes: what they write and print, and how they end."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from command import run, small_config, small_flags
 from PIL import Image
-from processes import finish, free_port, start_all
+from processes import environments, finish, free_port, start_all
 
 from corm_jax import distributed
 from corm_jax.data.dataset import open_dataset
@@ -123,6 +126,34 @@ def training_images_of_second(config, split) -> int:
     loader = training_loader(config, split, (0, 1))
     chosen = loader.select(0).indices
     return int(chosen[-1])
+
+
+MERGE = """
+import json, jax
+from corm_jax import distributed
+distributed.start_from_environment()
+index = jax.process_index()
+order = []
+with distributed.first_alone("test"):
+    order.append(index)
+print(json.dumps([order, distributed.merge({str(index): "é" * 10 * index, "both": "same"})]))
+"""
+
+
+def test_what_processes_found_is_merged_in_all_of_them() -> None:
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", MERGE],
+            env={**os.environ, "XLA_FLAGS": "", **variables},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for variables in environments(2)
+    ]
+    for index, (code, output, errors) in enumerate(finish(processes)):
+        assert code == 0, errors
+        assert json.loads(output) == [[index], {"0": "", "1": "é" * 10, "both": "same"}]
 
 
 @pytest.mark.parametrize(
