@@ -1,5 +1,6 @@
 """Several processes as one run: how they meet, wait for each other, and end together."""
 
+import atexit
 import contextlib
 import json
 import logging
@@ -24,6 +25,7 @@ from corm_jax.terminal import hide_native_stdout
 VARIABLES = ("CORM_COORDINATOR", "CORM_NUM_PROCESSES", "CORM_PROCESS_ID")
 END_KEY = "corm_jax/end"
 CONNECT_SECONDS = 300.0  # at most, that a process waits for the first one's address to answer
+WATCH_SECONDS = 1.0  # between looks for the error of another process
 GRACE_SECONDS = 5.0  # between the error of one process and the end of the others
 LEAVE_SECONDS = 15.0  # at most, that processes which end wait for the others' ends
 PREPARE_SECONDS = 3600.0  # at most, that processes wait for the first one's preparation
@@ -112,7 +114,9 @@ def _join(how: str, **arguments: Any) -> None:
         logging.getLogger("corm_jax").setLevel(logging.WARNING)
     if jax.default_backend() == "cpu":
         hide_native_stdout()
-    threading.Thread(target=_end_with_others, name="end_with_others", daemon=True).start()
+    watch = threading.Thread(target=_end_with_others, name="end_with_others", daemon=True)
+    watch.start()
+    atexit.register(_stop, watch)
 
 
 def is_first() -> bool:
@@ -202,18 +206,27 @@ def _told(client: Any) -> str | None:
         return None  # the first process is gone, and the service with it
 
 
+_over = threading.Event()
+
+
 def _end_with_others() -> None:
-    """Waits, in a thread of its own, for the error of another process, and ends this one."""
+    """Looks, in a thread of its own, for the error of another process, and ends this one."""
     client = _client()
-    while True:
+    while not _over.wait(WATCH_SECONDS):
         try:
-            client.blocking_key_value_get(END_KEY, 60_000)
+            client.key_value_try_get(END_KEY)
         except jax.errors.JaxRuntimeError as error:
-            if "DEADLINE_EXCEEDED" in str(error):
+            if "NOT_FOUND" in str(error):
                 continue
-            return  # the end of the run; a death of the first process is jax's to notice
+            return  # a death of the first process is jax's to notice
         time.sleep(GRACE_SECONDS)  # this process may meet an error of its own, such as the same
         _leave(1)
+
+
+def _stop(watch: threading.Thread) -> None:
+    """Ends the thread: one in jax's client when the interpreter goes would abort the process."""
+    _over.set()
+    watch.join()
 
 
 _leaving = threading.Lock()
