@@ -41,6 +41,7 @@ def base_config(objective: str) -> ConfigDict:
     config.model = ConfigDict()
     config.model.name = "vit_nano_patch8_48"  # a key of corm_jax.models.MODELS
     config.model.dtype = "float32"  # of computation: float32 or bfloat16
+    config.model.remat = False  # less memory for a third more computation: blocks computed twice
     config.model.head_bias = objective != "cfce"  # as in timm; cfce takes a head without
     config.model.global_pool = ""  # of ViTs: token or avg; "" for what the name stands for
 
@@ -67,6 +68,7 @@ def base_config(objective: str) -> ConfigDict:
     config.train = train = ConfigDict()
     train.steps = 700
     train.batch_size = 64  # over all devices
+    train.microbatches = 1  # that a step takes its batch in, for less memory; see corm_jax/steps.py
     train.label_smoothing = 0.0
     train.ema_decay = 0.0  # of averaged parameters, which are then evaluated; 0 for none
     train.log_every = 50  # steps
@@ -157,6 +159,7 @@ BOUNDS: dict[str, Bound] = {
     "data.max_unmatched_records": SHARE,
     "train.steps": AT_LEAST_ONE,
     "train.batch_size": AT_LEAST_ONE,
+    "train.microbatches": AT_LEAST_ONE,
     "train.label_smoothing": Bound(0, 0.99),
     "train.ema_decay": Bound(0, 1 - 1e-9),
     "train.log_every": AT_LEAST_ONE,

@@ -8,12 +8,14 @@ from pathlib import Path
 from absl import app, flags
 from ml_collections import config_flags
 
+from corm_jax import distributed
 from corm_jax.command_line import HELP, check_overrides, default_workdir
 from corm_jax.errors import UserError, nearest
 from corm_jax.terminal import set_up_terminal
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "FILE or FILE:VARIANT.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Where the run is kept.")
+DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the other processes of the cluster.")
 
 
 def parse_flags(argv: list[str]) -> list[str]:
@@ -41,17 +43,23 @@ def main(_: list[str]) -> None:
     from corm_jax.report import format_table, summary_row
     from corm_jax.train import train
 
+    if DISTRIBUTED.value:
+        distributed.start_from_cluster()
+
     name = config_flags.get_config_filename(flags.FLAGS["config"])
     workdir = Path(WORKDIR.value) if WORKDIR.value else default_workdir(name)
     results = train(CONFIG.value, workdir)
-    print(format_table([summary_row(results)]))
-    print(f"results, pictures and TensorBoard events: {workdir}")
+    if distributed.is_first():
+        print(format_table([summary_row(results)]))
+        print(f"results, pictures and TensorBoard events: {workdir}")
 
 
 def run() -> None:
     """Runs `main`; an error that the user can put right is one line and exit code 1."""
     try:
-        app.run(main, flags_parser=parse_flags)
+        with distributed.EndingTogether():
+            distributed.start_from_environment()
+            app.run(main, flags_parser=parse_flags)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
     except KeyboardInterrupt:

@@ -53,6 +53,18 @@ class History:
         self._writer.close()
 
 
+class NoHistory:
+    """The history in a process that does not write it."""
+
+    records: tuple[dict[str, Any], ...] = ()
+
+    def write(self, step: int, metrics: dict[str, float]) -> None:
+        """Writes nothing."""
+
+    def close(self) -> None:
+        """Has nothing to close."""
+
+
 def read_history(path: Path) -> list[dict[str, Any]]:
     """Reads a history; a last line that was cut off by a crash is left out."""
     records = []
@@ -71,9 +83,9 @@ class ProgressLine:
     On a terminal it is rewritten in place; in a log file each is a line of its own.
     """
 
-    def __init__(self, total: int, stream: TextIO = sys.stderr) -> None:
-        """Starts the clock for `total` steps."""
-        self._total, self._stream = total, stream
+    def __init__(self, total: int, stream: TextIO = sys.stderr, *, shown: bool = True) -> None:
+        """Starts the clock for `total` steps; prints nothing unless `shown`."""
+        self._total, self._stream, self._shown = total, stream, shown
         self._terminal = stream.isatty()
         self._drawn = False
 
@@ -88,6 +100,8 @@ class ProgressLine:
             f"{images_per_second:.0f} images/s  data wait {waiting:.0%}  "
             f"ETA {days}{time.strftime('%H:%M:%S', rest)}"
         )
+        if not self._shown:
+            return
         if self._terminal:
             self._stream.write(f"\r{line}\x1b[K")
             self._drawn = True
@@ -97,6 +111,8 @@ class ProgressLine:
 
     def note(self, text: str) -> None:
         """Prints a line of its own."""
+        if not self._shown:
+            return
         self.finish()
         self._stream.write(text + "\n")
         self._stream.flush()

@@ -2,20 +2,23 @@
 
 import functools
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import flax.linen as nn
+import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from corm_jax import distributed
 from corm_jax.data.dataset import Dataset, evaluation_loader, occurring_classes
 from corm_jax.data.pairs import PairedLoader, pair
 from corm_jax.data.pipeline import Loader, Split
 from corm_jax.protocols import PROTOCOLS, make_eval_step, measure
 from corm_jax.protocols.summary import summarize
 from corm_jax.protocols.types import EvalStep
+from corm_jax.sharding import replicated
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +34,8 @@ class Final:
       selection: the same of the images that `config.data.selection_share` sets aside, if any.
       extra: of each extra set, with its number of `classes`.
       skipped: where the images are that could not be decoded.
-      examples: a batch of the validation split, as the `ablations` protocol takes it.
+      examples: a whole batch of the validation split, as the `ablations` protocol takes it; {} but
+        in the first process.
     """
 
     metrics: dict[str, float]
@@ -73,11 +77,12 @@ class RunEvaluation:
         loader, count = evaluation_loader(
             self._config, self._dataset.validation, self._shard, self._config.eval.subset
         )
+        variables = self._whole(variables)
         return self._evaluate(self._steps["complement"], variables, loader, count, "validation")
 
     def final(self, variables: Any) -> Final:
         """Evaluates on all of the validation split, of what is set aside, and of the extra sets."""
-        dataset = self._dataset
+        dataset, variables = self._dataset, self._whole(variables)
         metrics, pairs, skipped = self._all(variables, dataset.validation, "validation")
         selection: dict[str, float] = {}
         if dataset.selection is not None:
@@ -92,7 +97,13 @@ class RunEvaluation:
             extra[name] = self._evaluate(protocol, variables, loader, count, name)
             extra[name]["classes"] = int(classes.sum())
             skipped += loader.skipped.values()
-        return Final(metrics, selection, extra, skipped, examples=next(pairs.batches(0, 1)))
+        found = distributed.merge({where: where for where in skipped})
+        examples = next(_of_all_hosts(pairs).batches(0, 1)) if distributed.is_first() else {}
+        return Final(metrics, selection, extra, list(found), examples)
+
+    def _whole(self, variables: Any) -> Any:
+        """Returns all of the variables on every device: gathered once, not in every batch."""
+        return jax.jit(lambda tree: tree, out_shardings=replicated(self._mesh))(variables)
 
     def _all(
         self, variables: Any, split: Split, name: str
@@ -116,6 +127,12 @@ class RunEvaluation:
             desc=f"evaluating on {name}",
             unit="batch",
             leave=False,
-            disable=None,  # no bar in a log file
+            disable=None if distributed.is_first() else True,  # None: no bar in a log file
         )
         return summarize(measure(step, variables, batches, self._mesh))
+
+
+def _of_all_hosts(pairs: PairedLoader) -> PairedLoader:
+    """Returns a loader of whole batches, not of this host's part of each."""
+    whole = {name: replace(getattr(pairs, name), shard=(0, 1)) for name in ("images", "partners")}
+    return PairedLoader(**whole)

@@ -1,9 +1,12 @@
 """The device mesh and where arrays live on it."""
 
+import collections
 from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
+from jax.custom_derivatives import linear_call
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from corm_jax.errors import UserError
@@ -34,12 +37,40 @@ def create_mesh(data: int, fsdp: int, devices: Sequence[jax.Device] | None = Non
             f"devices; set config.mesh.data={rest}, or -1 for whatever is left"
         )
     axis_types = (AxisType.Auto,) * len(AXES)
-    return jax.make_mesh((rest, fsdp), AXES, axis_types=axis_types, devices=devices)
+    mesh = jax.make_mesh((rest, fsdp), AXES, axis_types=axis_types, devices=devices)
+    processes = [device.process_index for device in mesh.devices.flat]
+    if processes != sorted(processes):
+        # What jax finds nearest on a torus may split a process's devices, but its part of a batch
+        # is one slice, so that the batch is the same whatever the number of processes.
+        ordered = sorted(devices, key=lambda device: (device.process_index, device.id))
+        mesh = Mesh(np.array(ordered).reshape(rest, fsdp), AXES, axis_types=axis_types)
+    return mesh
+
+
+def host_shard(mesh: Mesh) -> tuple[int, int]:
+    """Returns (index, count): which of the equal slices of a batch this process loads.
+
+    Raises:
+      UserError: if the mesh has different numbers of devices in its processes.
+    """
+    processes = [device.process_index for device in mesh.devices.flat]
+    numbers = collections.Counter(processes)
+    if len(set(numbers.values())) > 1:
+        raise UserError(
+            f"the processes have different numbers of devices ({dict(sorted(numbers.items()))}); "
+            "give all of them as many"
+        )
+    return sorted(numbers).index(jax.process_index()), len(numbers)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Returns the sharding of a batch: examples over all devices."""
     return NamedSharding(mesh, PartitionSpec(AXES))
+
+
+def microbatch_sharding(mesh: Mesh) -> NamedSharding:
+    """Returns the sharding of [microbatches, examples, ..]: each microbatch over all devices."""
+    return NamedSharding(mesh, PartitionSpec(None, AXES))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -69,6 +100,32 @@ def state_shardings(abstract_state: Any, mesh: Mesh) -> Any:
         return NamedSharding(mesh, PartitionSpec(*spec))
 
     return jax.tree.map(rule, abstract_state)
+
+
+def gather(params: Any, shardings: Any) -> Any:
+    """Returns parameters with all of each on every device, for the time of a forward pass.
+
+    What is computed from them is then sharded as the batch is. Left to itself, the compiler shards
+    activations as well by what the parameters are sharded over, and moves those of the whole batch
+    between the devices. Gradients take the way back: they are summed into their shards.
+
+    Args:
+      params: arrays.
+      shardings: theirs, from `state_shardings`.
+    """
+
+    def whole(leaf: jax.Array, sharding: NamedSharding) -> jax.Array:
+        if sharding.is_fully_replicated:
+            return leaf
+        everywhere, constrain = replicated(sharding.mesh), jax.lax.with_sharding_constraint
+        # The transpose of a constraint would constrain the gradient to be whole as well.
+        return linear_call(
+            lambda _, leaf: constrain(leaf, everywhere),
+            lambda _, gradient: constrain(gradient, sharding),
+            *((), leaf),
+        )
+
+    return jax.tree.map(whole, params, shardings)
 
 
 def put_batch(batch: dict[str, Any], mesh: Mesh) -> dict[str, Any]:

@@ -1,8 +1,19 @@
-"""One training step: terms averaged, weighed, summed, differentiated, applied."""
+"""One training step: terms averaged, weighed, summed, differentiated, applied.
+
+A step may take its batch in microbatches, one after another (`config.train.microbatches`), which
+need less memory. Their gradients add up to that of the batch: each example counts by its weight
+over the whole batch's. What examples of a batch share is shared within a microbatch instead:
+
+- batch normalisation takes the statistics of a microbatch (running averages take their mean);
+- noise is drawn for each microbatch, and images that lend a background or a mask are of the same
+  one: another draw from the same distribution than that of an undivided batch.
+
+Microbatch i of n is examples i, n + i, 2n + i, .. of the batch: the same whatever the devices.
+"""
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -20,7 +31,8 @@ from corm_jax.losses.shared import SharedForward
 from corm_jax.losses.terms import build, cross_entropy
 from corm_jax.losses.types import Batch, Forward, Outputs, Term
 from corm_jax.masks import resample
-from corm_jax.sharding import batch_sharding, replicated
+from corm_jax.models.remat import remat_blocks
+from corm_jax.sharding import batch_sharding, gather, microbatch_sharding, replicated
 from corm_jax.state import TrainState, changing, create_optimizer
 
 Metrics = dict[str, jax.Array]
@@ -59,19 +71,42 @@ def expand_batch(batch: Batch) -> Batch:
     }
 
 
-def _weighted_mean(values: jax.Array, weights: jax.Array) -> jax.Array:
-    return (values * weights).sum() / jnp.maximum(weights.sum(), 1.0)
-
-
 def _norm(tree: Any) -> jax.Array:
     return jnp.sqrt(sum(jnp.square(leaf).sum() for leaf in jax.tree.leaves(tree)))
+
+
+class Part(NamedTuple):
+    """A microbatch's place in its step.
+
+    Attributes:
+      index: int32 scalar, from 0 on.
+      weight: float32 scalar, what its sums over examples are divided by: the sum of the weights of
+        the whole batch's examples over the number of microbatches, so that means over microbatches
+        are those over the batch.
+    """
+
+    index: jax.Array
+    weight: jax.Array
 
 
 class Objective:
     """The weighted sum of an objective's terms, as a function of the parameters."""
 
-    def __init__(self, config: ConfigDict, model: nn.Module) -> None:
+    def __init__(
+        self,
+        config: ConfigDict,
+        model: nn.Module,
+        mesh: Mesh | None = None,
+        shardings: Any = None,
+    ) -> None:
         """Builds the terms of `config.terms`.
+
+        Args:
+          config: the run's config.
+          model: maps images to (logits, intermediates).
+          mesh: that batches are sharded over; None for one device.
+          shardings: of the parameters, from `corm_jax.sharding.state_shardings`; None for one
+            device.
 
         Raises:
           UserError: if a term, a parameter or the control is unknown; names it.
@@ -85,15 +120,53 @@ class Objective:
         self._control = lookup(CONTROLS, config.control, "control")
         self._label_smoothing = config.train.label_smoothing
         self._seed = config.seed
+        self._parts = config.train.microbatches
+        self._remat = config.model.remat
+        self._mesh, self._shardings = mesh, shardings
 
-    def batch(self, batch: Batch, step: jax.Array) -> Batch:
+    def mean(self, function: Callable[[Batch, Part], Any], batch: Batch, step: jax.Array) -> Any:
+        """Returns the mean over a step's microbatches of a tree of arrays.
+
+        Args:
+          function: of a microbatch, from `batch`, and its place.
+          batch: loaded, of the whole step.
+          step: int32 scalar, the number of the step.
+        """
+        weight = jnp.maximum(batch["weight"].sum(), 1.0) / self._parts
+
+        def one(index: jax.Array, batch: Batch) -> Any:
+            part = Part(index, weight)
+            return function(self.batch(batch, step, part), part)
+
+        if self._parts == 1:
+            return one(jnp.zeros((), jnp.int32), batch)
+        batches = jax.tree.map(self._split, batch)
+        indices = jnp.arange(self._parts, dtype=jnp.int32)
+
+        def add(total: Any, number: tuple[jax.Array, Batch]) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, total, one(*number)), None
+
+        shapes = jax.eval_shape(one, indices[0], jax.tree.map(lambda leaf: leaf[0], batches))
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        total, _ = jax.lax.scan(add, zeros, (indices, batches))
+        return jax.tree.map(lambda leaf: leaf / self._parts, total)
+
+    def _split(self, values: jax.Array) -> jax.Array:
+        """Maps [B, ..] to [parts, B / parts, ..], no example leaving its device."""
+        split = values.reshape(-1, self._parts, *values.shape[1:]).swapaxes(0, 1)
+        if self._mesh is None:
+            return split
+        return jax.lax.with_sharding_constraint(split, microbatch_sharding(self._mesh))
+
+    def batch(self, batch: Batch, step: jax.Array, part: Part | None = None) -> Batch:
         """Returns a loaded batch as terms take it (see `corm_jax.losses.terms`).
 
         Args:
           batch: as `expand_batch` takes it.
           step: int32 scalar, the number of the step that it is for.
+          part: of the step that it is; None for all of it.
         """
-        control_key = jax.random.fold_in(self._key(step), CONTROL_STREAM)
+        control_key = jax.random.fold_in(self.key(step, part), CONTROL_STREAM)
         batch = self._control(expand_batch(batch), control_key)
         target = jax.nn.one_hot(batch["label"], self._model.num_classes, dtype=jnp.float32)
         target = optax.smooth_labels(target, self._label_smoothing)
@@ -101,7 +174,13 @@ class Objective:
         return {**batch, "target": target, "non_core": non_core}
 
     def term(
-        self, label: str, forward: Forward, batch: Batch, step: jax.Array, key: jax.Array
+        self,
+        label: str,
+        forward: Forward,
+        batch: Batch,
+        step: jax.Array,
+        key: jax.Array,
+        part: Part | None = None,
     ) -> tuple[jax.Array, Metrics]:
         """Returns (mean loss of one term times its weight in this step, its logs).
 
@@ -112,25 +191,29 @@ class Objective:
         """
         weight, function = self._terms[label]
         losses, logs = function(forward, batch, key)
-        value = _weighted_mean(losses, batch["weight"])
+        total = jnp.maximum(batch["weight"].sum(), 1.0) if part is None else part.weight
+        value = (losses * batch["weight"]).sum() / total
         logs = {"value": value, **logs}
         if callable(weight):
             weight = logs["weight"] = jnp.asarray(weight(step), jnp.float32)
         return weight * value, {f"terms/{label}/{name}": log for name, log in logs.items()}
 
-    def total(self, params: Any, state: TrainState, batch: Batch) -> tuple[jax.Array, Any]:
+    def total(
+        self, params: Any, state: TrainState, batch: Batch, part: Part | None = None
+    ) -> tuple[jax.Array, Any]:
         """Returns (loss, (logs, new running averages)).
 
         Args:
           params: that are `changing`; the others are the state's.
           state: the train state.
           batch: from `batch`.
+          part: of the step that it is; None for all of it.
         """
         total, metrics = jnp.zeros((), jnp.float32), {}
-        forward, key = self._forward(state, params), self._key(state.step)
+        forward, key = self._forward(state, params), self.key(state.step, part)
         batch = {**batch, "views": {}}
         for label in sorted(self._terms, key=self._order):
-            value, logs = self.term(label, forward, batch, state.step, key)
+            value, logs = self.term(label, forward, batch, state.step, key, part)
             total += value
             metrics.update(logs)
         batch_stats = state.batch_stats
@@ -144,16 +227,24 @@ class Objective:
         """Sorts terms that take the forward's derivative before others, which then share it."""
         return 0 if self._terms[label][1].func in LINEARIZING else 1
 
-    def _forward(self, state: TrainState, params: Any) -> SharedForward:
-        return SharedForward(partial(self._apply, state, params))
+    def key(self, step: jax.Array, part: Part | None = None) -> jax.Array:
+        """Returns the PRNG key of a step, or of a microbatch where steps have several."""
+        key = jax.random.fold_in(jax.random.key(self._seed), step)
+        return key if part is None or self._parts == 1 else jax.random.fold_in(key, part.index)
 
-    def _key(self, step: jax.Array) -> jax.Array:
-        return jax.random.fold_in(jax.random.key(self._seed), step)
+    def _forward(self, state: TrainState, params: Any) -> SharedForward:
+        apply = partial(self._apply, state)
+        if self._remat:
+            apply = remat_blocks(apply)
+        return SharedForward(partial(apply, params))
 
     def _apply(
         self, state: TrainState, params: Any, images: jax.Array, **inputs: jax.Array
     ) -> tuple[Outputs, Any]:
-        variables = {"params": {**state.params, **params}, "batch_stats": state.batch_stats}
+        params = {**state.params, **params}
+        if self._shardings is not None:
+            params = gather(params, self._shardings)
+        variables = {"params": params, "batch_stats": state.batch_stats}
         outputs, updates = self._model.apply(
             variables, images, train=self._train, mutable=["batch_stats"], **inputs
         )
@@ -166,16 +257,18 @@ class Objective:
         between the gradients of the term and of the objective's first cross entropy (`REFERENCES`);
         0 where one is zero.
         """
-        batch, key = self.batch(batch, state.step), self._key(state.step)
 
-        def gradient(label: str) -> Any:
-            def loss(params: Any) -> jax.Array:
-                forward = self._forward(state, params)
-                return self.term(label, forward, batch, state.step, key)[0]
+        def gradients_of(batch: Batch, part: Part) -> dict[str, Any]:
+            def gradient(label: str) -> Any:
+                def loss(params: Any) -> jax.Array:
+                    forward, key = self._forward(state, params), self.key(state.step, part)
+                    return self.term(label, forward, batch, state.step, key, part)[0]
 
-            return jax.grad(loss)(self.changing(state.variables())["params"])
+                return jax.grad(loss)(self.changing(state.variables())["params"])
 
-        gradients = {label: gradient(label) for label in self._terms}
+            return {label: gradient(label) for label in self._terms}
+
+        gradients = self.mean(gradients_of, batch, state.step)
         norms = {label: _norm(tree) for label, tree in gradients.items()}
         found = {f"terms/{label}/gradient_norm": norm for label, norm in norms.items()}
         references = [label for label in gradients if self._terms[label][1].func in REFERENCES]
@@ -207,15 +300,17 @@ def make_train_step(
       diagnose(state, batch) -> each term's gradient norm and cosine: a backward pass for every
       term, so it runs where something is logged, not in every step.
     """
-    objective = Objective(config, model)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    objective = Objective(config, model, mesh, shardings.params)
     optimizer = create_optimizer(config, model)
     decay = config.train.ema_decay
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        batch = objective.batch(batch, state.step)
-        gradient = jax.value_and_grad(objective.total, has_aux=True)
         trained = objective.changing(state.variables())["params"]
-        (loss, (metrics, batch_stats)), gradients = gradient(trained, state, batch)
+        gradient = jax.value_and_grad(objective.total, has_aux=True)
+        (loss, (metrics, batch_stats)), gradients = objective.mean(
+            lambda batch, part: gradient(trained, state, batch, part), batch, state.step
+        )
         # Optax mixes its integer counts with floats, where everything here promotes strictly.
         with jax.numpy_dtype_promotion("standard"):
             updates, opt_state = optimizer.update(gradients, state.opt_state, trained)
@@ -242,7 +337,6 @@ def make_train_step(
         )
         return state, metrics
 
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     everywhere = replicated(mesh)
     inputs = (shardings, batch_sharding(mesh))
     return (

@@ -5,6 +5,7 @@ import os
 import sys
 import threading
 import warnings
+from pathlib import Path
 
 from absl import logging as absl_logging
 from tqdm import tqdm
@@ -31,6 +32,18 @@ def set_up_terminal() -> None:
     # it as leaked where one of them is killed.
     tqdm.set_lock(threading.RLock())
     sys.unraisablehook = _hide_abandoned_coroutines
+
+
+def hide_native_stdout() -> None:
+    """Keeps what libraries in C++ print out of stdout, which stays Python's alone.
+
+    Gloo, by which processes on CPUs exchange arrays, announces every rank there.
+    """
+    sys.stdout.flush()
+    own = os.dup(sys.stdout.fileno())
+    with Path(os.devnull).open("w") as nowhere:
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
+    sys.stdout = os.fdopen(own, "w", encoding=sys.stdout.encoding)
 
 
 def _hide_abandoned_coroutines(unraisable: "sys.UnraisableHookArgs") -> None:

@@ -13,7 +13,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from corm_jax import init, report
+from corm_jax import distributed, init, report
 from corm_jax.checkpoint import Checkpoints
 from corm_jax.config import check_config, refuse_other_config
 from corm_jax.data.dataset import Dataset, open_dataset, training_loader
@@ -23,9 +23,9 @@ from corm_jax.errors import UserError
 from corm_jax.files import read_json, write_json
 from corm_jax.models import create_model
 from corm_jax.models.normalizer import Statistics
-from corm_jax.progress import History, ProgressLine, SilentTerms
+from corm_jax.progress import History, NoHistory, ProgressLine, SilentTerms
 from corm_jax.run_evaluation import RunEvaluation
-from corm_jax.sharding import create_mesh, put_batch
+from corm_jax.sharding import create_mesh, host_shard, put_batch
 from corm_jax.state import TrainState, abstract_state, create_state
 from corm_jax.steps import make_train_step
 
@@ -57,13 +57,14 @@ def set_up(config: ConfigDict, statistics: Statistics | None) -> Setup:
       UserError: for a config or data that cannot be used; says what to do.
     """
     mesh = create_mesh(config.mesh.data, config.mesh.fsdp)
-    for key in ("train", "eval"):
-        if config[key].batch_size % mesh.size:
+    for key, parts in (("train", config.train.microbatches), ("eval", 1)):
+        if config[key].batch_size % (mesh.size * parts):
+            among = f"{mesh.size} devices" + (f" x {parts} microbatches" if parts > 1 else "")
             raise UserError(
-                f"config.{key}.batch_size={config[key].batch_size} is not a multiple of the "
-                f"{mesh.size} devices"
+                f"config.{key}.batch_size={config[key].batch_size} is not a multiple of the {among}"
             )
-    dataset = open_dataset(config)
+    with distributed.first_alone("open_dataset"):  # it may have to prepare the data
+        dataset = open_dataset(config)
     model = create_model(
         config.model.name,
         num_classes=len(dataset.class_names),
@@ -72,7 +73,7 @@ def set_up(config: ConfigDict, statistics: Statistics | None) -> Setup:
         global_pool=config.model.global_pool,
     )
     model = model.clone(statistics=statistics or model.statistics)
-    shard = (jax.process_index(), jax.process_count())
+    shard = host_shard(mesh)
     return Setup(
         config=config,
         dataset=dataset,
@@ -109,8 +110,9 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     abstract = abstract_state(config, setup.model, setup.mesh)
     names = setup.dataset.class_names
     trained = source and init.fit(source, config, setup.model, abstract, names)
-    write_json(workdir / "config.json", config.to_dict())
-    write_json(workdir / "model.json", _describe(setup).to_json())
+    if distributed.is_first():
+        write_json(workdir / "config.json", config.to_dict())
+        write_json(workdir / "model.json", _describe(setup).to_json())
     checkpoints = Checkpoints(workdir / "checkpoints", best=config.checkpoint.best)
     restored = checkpoints.restore(abstract)
     if restored is None:
@@ -122,7 +124,8 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     start = run["position"] // config.train.batch_size
     if start:
         logger.info("going on from the checkpoint of step %d", start)
-    with contextlib.closing(History(workdir, start=start)) as history:
+    record = History(workdir, start=start) if distributed.is_first() else NoHistory()
+    with contextlib.closing(record) as history:
         try:
             if start < config.train.steps:
                 state, run = _loop(setup, abstract, state, start, run, checkpoints, history)
@@ -140,6 +143,8 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         skipped=[*run["skipped"].values(), *final.skipped],
         counts=setup.dataset.counts,
     )
+    if not distributed.is_first():
+        return results
     report.draw_curves(workdir / "curves.png", history.records, final.metrics, config)
     report.draw_examples(
         workdir / "examples.png", final.examples, setup.dataset.class_names, config
@@ -170,7 +175,7 @@ def _loop(
     start: int,
     run: dict[str, Any],
     checkpoints: Checkpoints,
-    history: History,
+    history: History | NoHistory,
 ) -> tuple[TrainState, dict[str, Any]]:
     """Takes the steps that are left; returns the last state and the run's record.
 
@@ -178,7 +183,7 @@ def _loop(
     spent on steps and their compilation, "skipped": index of an undecodable image -> where it is}.
     """
     config, steps = setup.config, setup.config.train.steps
-    loader, progress = setup.training, ProgressLine(steps)
+    loader, progress = setup.training, ProgressLine(steps, shown=distributed.is_first())
     loader.skipped.update({int(index): where for index, where in run["skipped"].items()})
     batches = (put_batch(batch, setup.mesh) for batch in loader.batches(start, steps))
     batch = next(batches)
@@ -215,7 +220,7 @@ def _loop(
         run = {
             "position": step * config.train.batch_size,
             "seconds": spent,
-            "skipped": {str(index): where for index, where in loader.skipped.items()},
+            "skipped": distributed.merge({str(i): where for i, where in loader.skipped.items()}),
         }
         if log_now or evaluate_now:
             taken = step - first

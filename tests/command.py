@@ -47,10 +47,16 @@ def dotted(changes: dict[str, object]) -> dict[str, object]:
 
 
 def start(
-    flags: Sequence[str], cache: Path | None = None, module: str = "corm_jax.main"
+    flags: Sequence[str],
+    cache: Path | None = None,
+    module: str = "corm_jax.main",
+    **variables: str,
 ) -> subprocess.Popen[str]:
-    """Starts the command; `cache` holds compiled programs, so that a second start is quick."""
-    environment = {**os.environ, "XLA_FLAGS": "", "TFDS_DATA_DIR": "/nonexistent"}
+    """Starts the command; `cache` holds compiled programs, so that a second start is quick.
+
+    `variables` are of the environment.
+    """
+    environment = {**os.environ, "XLA_FLAGS": "", "TFDS_DATA_DIR": "/nonexistent", **variables}
     if cache is not None:
         environment |= {
             "JAX_COMPILATION_CACHE_DIR": str(cache),

@@ -11,11 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from command import run, small_flags
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from stepping import make_config, make_vit
 
 from corm_jax.checkpoint import Checkpoints, fingerprint
 from corm_jax.errors import UserError
 from corm_jax.sharding import create_mesh
+from corm_jax.state import TrainState, abstract_state
 
 
 def tree(seed: int) -> dict[str, jax.Array]:
@@ -255,3 +257,41 @@ def test_full_disk_stops_with_one_line_and_goes_on_once_there_is_space(
     assert code == 0, errors
     assert "going on from the checkpoint of step 4" in errors
     assert json.loads((workdir / "results.json").read_text())["steps"] == 12
+
+
+@pytest.mark.parametrize("mesh", [(1, 1, 1), (4, 2, 8), (8, 1, 8)])
+def test_a_checkpoint_of_one_topology_restores_on_another(
+    sharded: tuple[Path, dict], mesh: tuple[int, int, int]
+) -> None:
+    directory, expected = sharded
+    *shape, devices = mesh
+    abstract = abstract_of(create_mesh(*shape, jax.devices()[:devices]))
+    checkpoints = Checkpoints(directory, best="core")
+    state, _ = checkpoints.restore(abstract)
+    checkpoints.close()
+    jax.tree.map(np.testing.assert_array_equal, state, expected)
+    jax.tree.map(lambda leaf, place: assert_placed(leaf, place.sharding), state, abstract)
+
+
+@pytest.fixture(scope="module")
+def sharded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    """A checkpoint of a train state over fsdp=8, with the state's values."""
+    rng, directory = np.random.default_rng(0), tmp_path_factory.mktemp("sharded") / "checkpoints"
+    abstract = abstract_of(create_mesh(1, 8))
+    values = jax.tree.map(
+        lambda leaf: rng.integers(0, 1000, leaf.shape).astype(leaf.dtype), abstract
+    )
+    state = jax.tree.map(lambda value, leaf: jax.device_put(value, leaf.sharding), values, abstract)
+    assert not all(leaf.is_fully_replicated for leaf in jax.tree.leaves(state))
+    checkpoints = Checkpoints(directory, best="core")
+    checkpoints.save(1, state, {"position": 8}, None)
+    checkpoints.close()
+    return directory, values
+
+
+def abstract_of(mesh: Mesh) -> TrainState:
+    return abstract_state(make_config("erm"), make_vit(width=128), mesh)
+
+
+def assert_placed(leaf: jax.Array, sharding: NamedSharding) -> None:
+    assert leaf.sharding.is_equivalent_to(sharding, leaf.ndim)

@@ -1,5 +1,7 @@
 """The mesh and the placement of arrays."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from corm_jax.errors import UserError
-from corm_jax.sharding import create_mesh, put_batch, state_shardings
+from corm_jax.sharding import create_mesh, gather, host_shard, put_batch, state_shardings
 
 
 @pytest.mark.parametrize(
@@ -69,3 +71,42 @@ def test_batch_is_split_over_all_devices_of_both_axes():
     np.testing.assert_array_equal(placed, values)
     parts = [np.asarray(shard.data).ravel().tolist() for shard in placed.addressable_shards]
     assert sorted(parts) == [[2 * i, 2 * i + 1] for i in range(8)]
+
+
+def test_gathered_parameters_are_whole_and_their_gradients_sharded():
+    mesh = create_mesh(4, 2)
+    kernel = np.random.default_rng(0).normal(size=(512, 256)).astype(np.float32)
+    shardings = state_shardings({"kernel": jax.ShapeDtypeStruct(kernel.shape, jnp.float32)}, mesh)
+    params = jax.device_put({"kernel": kernel}, shardings)
+    whole = jax.jit(lambda params: gather(params, shardings))(params)["kernel"]
+    assert whole.is_fully_replicated
+    np.testing.assert_array_equal(whole, kernel)
+
+    def loss(params):
+        return jnp.sin(gather(params, shardings)["kernel"]).sum()
+
+    gradient = jax.jit(jax.grad(loss))(params)["kernel"]
+    assert gradient.sharding.is_equivalent_to(shardings["kernel"], 2)
+    np.testing.assert_allclose(gradient, np.cos(kernel), rtol=1e-5, atol=1e-6)
+    # Of a derivative forward, as terms that linearise take it.
+    _, slope = jax.jvp(loss, (params,), (params,))
+    assert float(slope) == pytest.approx(float((np.cos(kernel) * kernel).sum()), rel=1e-3)
+
+
+def device(index, process):
+    return SimpleNamespace(id=index, process_index=process)
+
+
+@pytest.mark.parametrize(
+    ("processes", "shard"),
+    [([0, 0], (0, 1)), ([0, 0, 1, 1], (0, 2)), ([2, 2, 0, 0, 4, 4], (0, 3))],
+)
+def test_a_process_loads_its_slice_of_the_batch(processes, shard):
+    mesh = SimpleNamespace(devices=np.array([device(*pair) for pair in enumerate(processes)]))
+    assert host_shard(mesh) == shard
+
+
+def test_processes_of_different_sizes_are_refused():
+    devices = np.array([device(0, 0), device(1, 0), device(2, 1)])
+    with pytest.raises(UserError, match=r"different numbers of devices \(\{0: 2, 1: 1\}\)"):
+        host_shard(SimpleNamespace(devices=devices))

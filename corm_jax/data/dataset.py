@@ -8,6 +8,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from corm_jax import distributed
 from corm_jax.config import extra_sets
 from corm_jax.data import folder, join, order, pipeline, prepare, preprocess, tfds_source
 from corm_jax.data.set_aside import set_aside
@@ -210,7 +211,8 @@ def read_labels(name: str, images: pipeline.ImageSource, indices: Sequence[int])
       indices: of the images.
     """
     labels = np.empty(len(indices), np.int64)
-    with tqdm(total=len(indices), desc=f"classes of {name}", leave=False, disable=None) as bar:
+    hidden = None if distributed.is_first() else True  # None: in a log file
+    with tqdm(total=len(indices), desc=f"classes of {name}", leave=False, disable=hidden) as bar:
         for start in range(0, len(indices), 256):
             part = indices[start : start + 256]
             labels[start : start + len(part)] = [label for _, label in images.read(part)]

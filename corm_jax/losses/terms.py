@@ -9,7 +9,7 @@ A term is a pure function (forward, batch, key, ...) -> (losses, logs):
               `core_mask`, `mask_valid` and `non_core` float32 [B, H, W, 1] in [0, 1], non_core =
               mask_valid * (1 - core_mask); `has_mask` and `weight` float32 [B], weight 0 for
               padding; `views`, not of a loaded batch but of a step, holds views already made
-    key       PRNG key of this step; terms given equal arguments draw equal noise
+    key       PRNG key of this step (or microbatch); terms given equal arguments draw equal noise
     losses    float32 [B], neither averaged nor weighted
     logs      dict of float32 scalars to log
 

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from corm_jax.models.remat import block_output
 from corm_jax.models.resnet import batch_norm, conv
 from corm_jax.models.vit import Block, PatchEmbed
 
@@ -68,6 +69,7 @@ class VisionTower(nn.Module):
                 self.heads, MLP_RATIO, self.dtype, LAYER_NORM_EPSILON, self.activation, name=name
             )
             x, normed = block(x, offset=offset if index == self.depth - 1 else None)
+            x = block_output(x)
             intermediates[name] = x
         intermediates["maps"] = normed[:, 1:].reshape(grid)
         x = norm(name="ln_post")(x)
@@ -177,6 +179,7 @@ class ResNetTower(nn.Module):
                     dtype=self.dtype,
                     name=f"layer{stage + 1}_block{index}",
                 )(x, train=train)
+                x = block_output(x)
             intermediates[f"stage{stage + 1}"] = x
         maps = x if maps_offset is None else x + maps_offset
         x = AttentionPool(self.features, self.heads, self.dtype, name="attnpool")(maps)

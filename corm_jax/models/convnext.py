@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from corm_jax.models.gelu import gelu
 from corm_jax.models.head import linear_head
 from corm_jax.models.normalizer import IMAGENET, Statistics, normalize
+from corm_jax.models.remat import block_output
 from corm_jax.models.vit import PatchEmbed
 
 LAYER_NORM_EPSILON = 1e-6
@@ -109,7 +110,7 @@ class ConvNeXt(nn.Module):
                 x = norm(name=f"stages{stage}_norm")(x)
                 x = self._patches(x, width, 2, f"stages{stage}_conv")
             for index in range(depth):
-                x = Block(self.dtype, name=f"stages{stage}_block{index}")(x)
+                x = block_output(Block(self.dtype, name=f"stages{stage}_block{index}")(x))
             intermediates[f"stage{stage + 1}"] = x
         maps = x if maps_offset is None else x + maps_offset
         x = norm(name="head_norm")(maps.mean(axis=(1, 2)))

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from corm_jax.models.head import classify_maps, linear_head
 from corm_jax.models.normalizer import IMAGENET, Statistics, normalize
+from corm_jax.models.remat import block_output
 from corm_jax.models.resnet import BATCH_NORM_EPSILON, BATCH_NORM_MOMENTUM
 
 BOTTLENECK = 4  # a layer's 1x1 convolution has so many times the features of its 3x3 one
@@ -59,7 +60,8 @@ class DenseLayer(nn.Module):
         y = _norm_relu(x, train, self.dtype, "norm1")
         y = _conv(BOTTLENECK * self.growth, 1, 1, self.dtype, "conv1")(y)
         y = _norm_relu(y, train, self.dtype, "norm2")
-        y = _conv(self.growth, 3, 1, self.dtype, "conv2")(y)
+        # The new features alone: joined, each would be kept by every layer after it.
+        y = block_output(_conv(self.growth, 3, 1, self.dtype, "conv2")(y))
         return jnp.concatenate([x, y], axis=-1)
 
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from corm_jax.models.head import classify_maps, linear_head
 from corm_jax.models.normalizer import IMAGENET, Statistics, normalize
+from corm_jax.models.remat import block_output
 
 BATCH_NORM_EPSILON = 1e-5
 # Share of the old running average that is kept (PyTorch's momentum of 0.1). The running variance
@@ -175,6 +176,7 @@ class ResNet(nn.Module):
                     dtype=self.dtype,
                     name=f"layer{stage + 1}_block{index}",
                 )(x, train=train)
+                x = block_output(x)
             intermediates[f"stage{stage + 1}"] = x
         maps = x if maps_offset is None else x + maps_offset
         head = linear_head(self.num_classes, bias=self.head_bias, name="fc")

@@ -18,6 +18,7 @@ import numpy as np
 from corm_jax.models.gelu import gelu
 from corm_jax.models.head import classify_maps, linear_head
 from corm_jax.models.normalizer import IMAGENET, Statistics, normalize
+from corm_jax.models.remat import block_output
 from corm_jax.models.vit import PatchEmbed
 
 LAYER_NORM_EPSILON = 1e-5
@@ -237,7 +238,8 @@ class SwinTransformer(nn.Module):
                 )(x)
             for index in range(depth):
                 name = f"layers{stage}_block{index}"
-                x = Block(heads, self.window, index % 2 == 1, self.dtype, name=name)(x)
+                block = Block(heads, self.window, index % 2 == 1, self.dtype, name=name)
+                x = block_output(block(x))
             if stage == len(self.depths) - 1:
                 x = norm(name="norm")(x)
             intermediates[f"stage{stage + 1}"] = x

@@ -14,6 +14,7 @@ from corm_jax.models.gelu import gelu
 from corm_jax.models.head import classify_maps, linear_head
 from corm_jax.models.normalizer import IMAGENET, INCEPTION, Statistics, normalize
 from corm_jax.models.positions import sincos_positions
+from corm_jax.models.remat import block_output
 
 LAYER_NORM_EPSILON = 1e-6
 
@@ -214,6 +215,7 @@ class VisionTransformer(nn.Module):
             here = offset if names and index == self.depth - 1 else None
             block = Block(self.heads, self.mlp_ratio, self.dtype, name=f"block{index:02d}")
             x, normed = block(x, offset=here)
+            x = block_output(x)
             intermediates[f"block{index:02d}"] = x
         x = nn.LayerNorm(epsilon=LAYER_NORM_EPSILON, dtype=self.dtype, name="norm")(x)
         if not names and offset is not None:
