@@ -11,11 +11,12 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from corm_jax.errors import UserError, lookup
-from corm_jax.files import read_json
+from corm_jax.files import local_path, read_json
 from corm_jax.losses.controls import CONTROLS
 from corm_jax.losses.presets import check_objective, preset
 from corm_jax.losses.terms import build
 from corm_jax.models import check_image_size, create_model
+from corm_jax.profiling import parse_steps
 from corm_jax.state import create_optimizer
 
 MAX_KEYS = 60
@@ -100,6 +101,11 @@ def base_config(objective: str) -> ConfigDict:
     config.checkpoint = ConfigDict()
     config.checkpoint.every = 300  # steps
     config.checkpoint.best = "core"  # metric whose best checkpoint is kept beside the latest
+
+    config.watch = ConfigDict()
+    config.watch.stall_minutes = 30.0  # that a step, batch, save or compilation may take; 0: any
+    config.profile = ConfigDict()
+    config.profile.steps = ""  # FIRST:LAST, such as 10:15: traced into the workdir's profile/
     return config
 
 
@@ -177,7 +183,12 @@ BOUNDS: dict[str, Bound] = {
     "eval.sigma": NOT_NEGATIVE,
     "eval.seed": Bound(0, 2**31 - 1),
     "checkpoint.every": AT_LEAST_ONE,
+    "watch.stall_minutes": NOT_NEGATIVE,
 }
+# Of files, where they are not "".
+PATHS = ("init", "data.data_dir", "data.folder", "data.masks", "data.validation_masks")
+# Of keys that change nothing of what a run computes.
+OBSERVING = ("watch.stall_minutes", "profile.steps")
 # Of the numbers in a term, where it has them.
 TERM_BOUNDS: dict[str, Bound] = {
     "weight": NOT_NEGATIVE,
@@ -221,6 +232,9 @@ def check_config(config: ConfigDict) -> None:
                 f"config.terms.{label}.patch={term['patch']} does not divide "
                 f"config.data.image_size={flat['data.image_size']}"
             )
+    for key in PATHS:
+        local_path(flat[key], f"config.{key}")
+    parse_steps(config.profile.steps)
     lookup(CONTROLS, config.control, "control")
     build(config.terms.to_dict())
     check_objective(config.objective, config.terms.to_dict())
@@ -278,6 +292,8 @@ def _gives_class_maps(model: nn.Module, image_size: int) -> bool:
 def refuse_other_config(config: ConfigDict, workdir: Path) -> None:
     """Refuses a workdir that holds checkpoints or results of another config.
 
+    Keys that are only `OBSERVING` may differ.
+
     Raises:
       UserError: names the keys that differ.
     """
@@ -285,7 +301,8 @@ def refuse_other_config(config: ConfigDict, workdir: Path) -> None:
     if not held:
         return  # stopped before it had anything to keep
     old, new = flatten(read_json(workdir / "config.json")), flatten(config.to_dict())
-    differing = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
+    keys = (old.keys() | new.keys()) - set(OBSERVING)
+    differing = sorted(k for k in keys if old.get(k) != new.get(k))
     if differing:
         changes = "; ".join(f"{k}: {old.get(k)!r} there, {new.get(k)!r} now" for k in differing)
         raise UserError(

@@ -20,6 +20,7 @@ from jax._src import distributed as jax_distributed  # jax keeps its client nowh
 from jax.experimental import multihost_utils
 
 from corm_jax.errors import UserError
+from corm_jax.preemption import EXIT_CODE, Preempted
 from corm_jax.terminal import hide_native_stdout
 
 VARIABLES = ("CORM_COORDINATOR", "CORM_NUM_PROCESSES", "CORM_PROCESS_ID")
@@ -157,8 +158,8 @@ class EndingTogether:
     """A context whose error in one process ends all processes of the run.
 
     Errors pass unchanged where there is one process. Where there are several, each leaves with
-    exit code 1, and an error that several of them meet is told once. Exits pass: every process
-    decides on these for itself.
+    the exit code that a lone process would have, and an error that several of them meet is told
+    once. Exits pass: every process decides on these for itself.
     """
 
     def __enter__(self) -> None:
@@ -174,10 +175,12 @@ class EndingTogether:
         if error is None or isinstance(error, SystemExit) or _client() is None:
             return False
         if isinstance(error, UserError):
-            _end(f"error: {error}", 1)
+            end(f"error: {error}", 1)
+        if isinstance(error, Preempted):
+            end(str(error), EXIT_CODE)
         if isinstance(error, KeyboardInterrupt):
-            _end("stopped; the same command goes on from the last checkpoint", 130)
-        _end("".join(traceback.format_exception(error)).rstrip(), 1)
+            end("stopped; the same command goes on from the last checkpoint", 130)
+        end("".join(traceback.format_exception(error)).rstrip(), 1)
 
 
 def _client() -> Any:
@@ -185,18 +188,42 @@ def _client() -> Any:
     return jax_distributed.global_state.client
 
 
-def _end(text: str, code: int) -> NoReturn:
-    """Tells the others that this process ends, and ends it; prints what none has told yet."""
-    client = _client()
+def end(text: str, code: int) -> NoReturn:
+    """Ends this process at once, and with it all others of the run; from any thread.
+
+    Args:
+      text: printed to stderr, unless another process has already.
+      code: to exit with.
+    """
+    client, news = _client(), f"{code} {text}"
+    if client is None:
+        _say(text)
+        _exit(code)
+    said = threading.Event()
+
+    def leave_alone() -> None:
+        if not said.is_set():
+            _say(text)
+        _exit(code)
+
+    # Where the first process hangs, no call of its service returns.
+    last_resort = threading.Timer(2 * LEAVE_SECONDS, leave_alone)
+    last_resort.daemon = True
+    last_resort.start()
     try:
-        client.key_value_set(END_KEY, text)  # refused where there is one
+        client.key_value_set(END_KEY, news)  # refused where there is one
         told = False
     except jax.errors.JaxRuntimeError:
-        told = _told(client) == text
+        told = _told(client) == news
     if not told:
-        index = jax_distributed.global_state.process_id
-        print(f"process {index}: {text}" if index else text, file=sys.stderr)
+        _say(text)
+    said.set()
     _leave(code)
+
+
+def _say(text: str) -> None:
+    index = jax_distributed.global_state.process_id
+    print(f"process {index}: {text}" if index else text, file=sys.stderr, flush=True)
 
 
 def _told(client: Any) -> str | None:
@@ -214,13 +241,13 @@ def _end_with_others() -> None:
     client = _client()
     while not _over.wait(WATCH_SECONDS):
         try:
-            client.key_value_try_get(END_KEY)
+            news = client.key_value_try_get(END_KEY)
         except jax.errors.JaxRuntimeError as error:
             if "NOT_FOUND" in str(error):
                 continue
             return  # a death of the first process is jax's to notice
         time.sleep(GRACE_SECONDS)  # this process may meet an error of its own, such as the same
-        _leave(1)
+        _leave(int(news.split()[0]))
 
 
 def _stop(watch: threading.Thread) -> None:
@@ -239,6 +266,10 @@ def _leave(code: int) -> NoReturn:
             _client().wait_at_barrier("corm_jax/leave", int(LEAVE_SECONDS * 1000))
         if jax_distributed.global_state.process_id == 0:
             time.sleep(0.5)  # its end is that of the service, which others would complain of
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        _exit(code)
+
+
+def _exit(code: int) -> NoReturn:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

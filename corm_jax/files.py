@@ -22,6 +22,24 @@ def reporting(path: Path) -> Iterator[None]:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
 
 
+def local_path(text: str, what: str) -> Path:
+    """Returns the path that a user gave.
+
+    Args:
+      text: of the path; ~ stands for the user's home.
+      what: names it, for the error.
+
+    Raises:
+      UserError: for gs://, s3:// and the like, which would become a directory of that name here.
+    """
+    if "://" in text:
+        raise UserError(
+            f"{what}={text} is in an object store, which is not written or read directly; mount "
+            "the bucket (gcsfuse, mountpoint-s3) and name the path that it has there"
+        )
+    return Path(text).expanduser()
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside `path`, renamed to `path` when the block succeeds.

@@ -1,9 +1,7 @@
 """Trains and evaluates: `python -m corm_jax.main --config=configs/vit_corm.py`."""
 
 import gc
-import os
 import sys
-from pathlib import Path
 
 from absl import app, flags
 from ml_collections import config_flags
@@ -11,6 +9,8 @@ from ml_collections import config_flags
 from corm_jax import distributed
 from corm_jax.command_line import HELP, check_overrides, default_workdir
 from corm_jax.errors import UserError, nearest
+from corm_jax.files import local_path
+from corm_jax.preemption import EXIT_CODE, Preempted, Preemption
 from corm_jax.terminal import set_up_terminal
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "FILE or FILE:VARIANT.")
@@ -39,6 +39,8 @@ def parse_flags(argv: list[str]) -> list[str]:
 def main(_: list[str]) -> None:
     """Runs the training that the flags describe."""
     set_up_terminal()  # here, because absl installs a handler of its own before
+    preemption = Preemption()
+    preemption.install()
     # Imported after the flags are checked: a mistyped flag need not wait for tensorflow.
     from corm_jax.report import format_table, summary_row
     from corm_jax.train import train
@@ -47,15 +49,19 @@ def main(_: list[str]) -> None:
         distributed.start_from_cluster()
 
     name = config_flags.get_config_filename(flags.FLAGS["config"])
-    workdir = Path(WORKDIR.value) if WORKDIR.value else default_workdir(name)
-    results = train(CONFIG.value, workdir)
+    workdir = local_path(WORKDIR.value, "--workdir") if WORKDIR.value else default_workdir(name)
+    results = train(CONFIG.value, workdir, preemption)
     if distributed.is_first():
         print(format_table([summary_row(results)]))
         print(f"results, pictures and TensorBoard events: {workdir}")
 
 
 def run() -> None:
-    """Runs `main`; an error that the user can put right is one line and exit code 1."""
+    """Runs `main`; an error that the user can put right is one line and exit code 1.
+
+    After SIGTERM the exit code is `corm_jax.preemption.EXIT_CODE`: start the same command again.
+    Of a run that hangs it is `corm_jax.watch.EXIT_CODE`.
+    """
     try:
         with distributed.EndingTogether():
             distributed.start_from_environment()
@@ -63,10 +69,10 @@ def run() -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
     except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from the last checkpoint", file=sys.stderr)
-        sys.stderr.flush()
         # At once: an orderly exit can wait minutes for the threads of a save that was cut off.
-        os._exit(130)
+        distributed.end("\nstopped; the same command goes on from the last checkpoint", 130)
+    except Preempted as stop:
+        distributed.end(str(stop), EXIT_CODE)
     # Ends the data loader, which the error's traceback kept alive, before the interpreter goes.
     gc.collect()
     sys.exit(1)

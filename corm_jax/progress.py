@@ -10,6 +10,7 @@ from typing import Any, TextIO
 from clu import metric_writers
 
 from corm_jax.files import replacing, reporting
+from corm_jax.meter import Reading
 
 
 class History:
@@ -89,15 +90,14 @@ class ProgressLine:
         self._terminal = stream.isatty()
         self._drawn = False
 
-    def show(
-        self, step: int, loss: float, images_per_second: float, waiting: float, step_seconds: float
-    ) -> None:
-        """Shows the state after `step` steps; `waiting` is a share in [0, 1]."""
-        rest = time.gmtime((self._total - step) * step_seconds)
+    def show(self, step: int, loss: float, measured: Reading) -> None:
+        """Shows the state after `step` steps, and what the last ones took."""
+        scalars = measured.scalars
+        rest = time.gmtime((self._total - step) * scalars["step_seconds"])
         days = f"{rest.tm_yday - 1}d " if rest.tm_yday > 1 else ""
         line = (
             f"step {step:>{len(str(self._total))}}/{self._total}  loss {loss:.4f}  "
-            f"{images_per_second:.0f} images/s  data wait {waiting:.0%}  "
+            f"{scalars['images_per_second']:.0f} images/s  data wait {scalars['data_wait']:.0%}  "
             f"ETA {days}{time.strftime('%H:%M:%S', rest)}"
         )
         if not self._shown:

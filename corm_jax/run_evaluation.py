@@ -19,6 +19,7 @@ from corm_jax.protocols import PROTOCOLS, make_eval_step, measure
 from corm_jax.protocols.summary import summarize
 from corm_jax.protocols.types import EvalStep
 from corm_jax.sharding import replicated
+from corm_jax.watch import EVALUATE, Watch
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +56,7 @@ class RunEvaluation:
         model: nn.Module,
         mesh: Mesh,
         shard: tuple[int, int],
+        watch: Watch,
     ) -> None:
         """Prepares the protocols; each is compiled when it is first used.
 
@@ -64,7 +66,9 @@ class RunEvaluation:
           model: maps images to (logits, intermediates).
           mesh: where to evaluate.
           shard: (index, count) of this host.
+          watch: learns of each batch.
         """
+        self._watch = watch
         self._config, self._dataset, self._mesh, self._shard = config, dataset, mesh, shard
         self._steps = {
             name: make_eval_step(protocol(model, config), mesh)
@@ -122,14 +126,15 @@ class RunEvaluation:
         self, step: EvalStep, variables: Any, loader: Loader | PairedLoader, count: int, name: str
     ) -> dict[str, float]:
         batches = tqdm(
-            loader.batches(0, count),
+            self._watch.batches(loader.batches(0, count), EVALUATE),
             total=count,
             desc=f"evaluating on {name}",
             unit="batch",
             leave=False,
             disable=None if distributed.is_first() else True,  # None: no bar in a log file
         )
-        return summarize(measure(step, variables, batches, self._mesh))
+        with self._watch.during(EVALUATE):
+            return summarize(measure(step, variables, batches, self._mesh))
 
 
 def _of_all_hosts(pairs: PairedLoader) -> PairedLoader:

@@ -1,104 +1,55 @@
 """The training loop: wiring, logging, evaluation, checkpoints."""
 
 import contextlib
-import dataclasses
 import logging
 import math
 import time
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
 import jax
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from corm_jax import distributed, init, report
 from corm_jax.checkpoint import Checkpoints
 from corm_jax.config import check_config, refuse_other_config
-from corm_jax.data.dataset import Dataset, open_dataset, training_loader
-from corm_jax.data.pipeline import Loader
-from corm_jax.description import Description
 from corm_jax.errors import UserError
 from corm_jax.files import read_json, write_json
-from corm_jax.models import create_model
-from corm_jax.models.normalizer import Statistics
+from corm_jax.meter import Meter
+from corm_jax.models.cost import multiply_adds
+from corm_jax.preemption import Preempted, Preemption
 from corm_jax.progress import History, NoHistory, ProgressLine, SilentTerms
-from corm_jax.run_evaluation import RunEvaluation
-from corm_jax.sharding import create_mesh, host_shard, put_batch
+from corm_jax.set_up import Setup, set_up
+from corm_jax.sharding import put_batch
 from corm_jax.state import TrainState, abstract_state, create_state
 from corm_jax.steps import make_train_step
+from corm_jax.watch import COMPILE, SAVE, STEP
 
 logger = logging.getLogger(__name__)
 
 SHOWN = ("clean", "core", "spurious", "rcs")  # of an evaluation in the course of training
 
 
-@dataclasses.dataclass(frozen=True)
-class Setup:
-    """What a run is made of."""
-
-    config: ConfigDict
-    dataset: Dataset
-    mesh: Mesh
-    model: nn.Module
-    training: Loader
-    evaluation: RunEvaluation
-
-
-def set_up(config: ConfigDict, statistics: Statistics | None) -> Setup:
-    """Opens the data; writes nothing but prepared embedded data.
-
-    Args:
-      config: checked.
-      statistics: of the model's input normaliser, None for its own.
-
-    Raises:
-      UserError: for a config or data that cannot be used; says what to do.
-    """
-    mesh = create_mesh(config.mesh.data, config.mesh.fsdp)
-    for key, parts in (("train", config.train.microbatches), ("eval", 1)):
-        if config[key].batch_size % (mesh.size * parts):
-            among = f"{mesh.size} devices" + (f" x {parts} microbatches" if parts > 1 else "")
-            raise UserError(
-                f"config.{key}.batch_size={config[key].batch_size} is not a multiple of the {among}"
-            )
-    with distributed.first_alone("open_dataset"):  # it may have to prepare the data
-        dataset = open_dataset(config)
-    model = create_model(
-        config.model.name,
-        num_classes=len(dataset.class_names),
-        dtype=config.model.dtype,
-        head_bias=config.model.head_bias,
-        global_pool=config.model.global_pool,
-    )
-    model = model.clone(statistics=statistics or model.statistics)
-    shard = host_shard(mesh)
-    return Setup(
-        config=config,
-        dataset=dataset,
-        mesh=mesh,
-        model=model,
-        training=training_loader(config, dataset.train, shard),
-        evaluation=RunEvaluation(config, dataset, model, mesh, shard),
-    )
-
-
-def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+def train(
+    config: ConfigDict, workdir: Path, preemption: Preemption | None = None
+) -> dict[str, Any]:
     """Trains, or goes on with what the workdir holds, evaluates, and writes the results.
 
     Args:
       config: as `corm_jax.config.base_config` describes it.
       workdir: receives config.json, model.json (what the model is), checkpoints/, history.jsonl,
-        tensorboard/, curves.png, examples.png and at last results.json: where that is, the run is
-        finished and its content is returned as it is.
+        tensorboard/, heartbeat/, curves.png, examples.png and at last results.json: where that is,
+        the run is finished and its content is returned as it is.
+      preemption: tells when to save and end; by default nothing does.
 
     Returns:
       the content of results.json.
 
     Raises:
       UserError: for what the user can put right; training stops at a loss that is not finite.
+      Preempted: when `preemption` says so, with the steps taken so far saved.
     """
+    preemption = preemption or Preemption()
     refuse_other_config(config, workdir)
     finished = workdir / "results.json"
     if finished.exists():
@@ -106,13 +57,13 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         return read_json(finished)
     check_config(config)
     source = init.load(config, workdir)
-    setup = set_up(config, source and source.description.statistics)
+    setup = set_up(config, workdir, source and source.description.statistics)
     abstract = abstract_state(config, setup.model, setup.mesh)
     names = setup.dataset.class_names
     trained = source and init.fit(source, config, setup.model, abstract, names)
     if distributed.is_first():
         write_json(workdir / "config.json", config.to_dict())
-        write_json(workdir / "model.json", _describe(setup).to_json())
+        write_json(workdir / "model.json", setup.describe().to_json())
     checkpoints = Checkpoints(workdir / "checkpoints", best=config.checkpoint.best)
     restored = checkpoints.restore(abstract)
     if restored is None:
@@ -125,14 +76,34 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     if start:
         logger.info("going on from the checkpoint of step %d", start)
     record = History(workdir, start=start) if distributed.is_first() else NoHistory()
-    with contextlib.closing(record) as history:
-        try:
-            if start < config.train.steps:
-                state, run = _loop(setup, abstract, state, start, run, checkpoints, history)
-        except UserError:
-            checkpoints.wait()  # for a save in the background, which the exit would cut off
-            raise
-        checkpoints.close()
+    with (
+        contextlib.closing(record) as history,
+        contextlib.closing(setup.profile),
+        setup.watch.running(),
+    ):
+        with preemption.deferred():
+            try:
+                if start < config.train.steps:
+                    state, run = _loop(
+                        setup, abstract, state, start, run, checkpoints, history, preemption
+                    )
+            except (UserError, Preempted):
+                checkpoints.wait()  # for a save in the background, which the exit would cut off
+                raise
+            with setup.watch.during(SAVE):
+                checkpoints.close()
+        return _finish(setup, workdir, state, run, history)
+
+
+def _finish(
+    setup: Setup,
+    workdir: Path,
+    state: TrainState,
+    run: dict[str, Any],
+    history: History | NoHistory,
+) -> dict[str, Any]:
+    """Evaluates what is trained, and writes and returns the results."""
+    config = setup.config
     final = setup.evaluation.final(state.eval_variables())
     results = report.results(
         config,
@@ -143,29 +114,13 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         skipped=[*run["skipped"].values(), *final.skipped],
         counts=setup.dataset.counts,
     )
-    if not distributed.is_first():
-        return results
-    report.draw_curves(workdir / "curves.png", history.records, final.metrics, config)
-    report.draw_examples(
-        workdir / "examples.png", final.examples, setup.dataset.class_names, config
-    )
-    write_json(finished, results)
+    if distributed.is_first():
+        report.draw_curves(workdir / "curves.png", history.records, final.metrics, config)
+        report.draw_examples(
+            workdir / "examples.png", final.examples, setup.dataset.class_names, config
+        )
+        write_json(workdir / "results.json", results)
     return results
-
-
-def _describe(setup: Setup) -> Description:
-    data = setup.config.data
-    return Description(
-        model=setup.config.model.name,
-        num_classes=setup.model.num_classes,
-        class_names=setup.dataset.class_names,
-        statistics=setup.model.statistics,
-        image_size=data.image_size,
-        center_crop_share=data.center_crop_share,
-        interpolation="bilinear",
-        head_bias=setup.config.model.head_bias,
-        global_pool=setup.config.model.global_pool,
-    )
 
 
 def _loop(
@@ -176,29 +131,36 @@ def _loop(
     run: dict[str, Any],
     checkpoints: Checkpoints,
     history: History | NoHistory,
+    preemption: Preemption,
 ) -> tuple[TrainState, dict[str, Any]]:
     """Takes the steps that are left; returns the last state and the run's record.
 
     The record, saved with every checkpoint, is {"position": training examples taken, "seconds":
     spent on steps and their compilation, "skipped": index of an undecodable image -> where it is}.
     """
-    config, steps = setup.config, setup.config.train.steps
+    config, steps, watch = setup.config, setup.config.train.steps, setup.watch
     loader, progress = setup.training, ProgressLine(steps, shown=distributed.is_first())
     loader.skipped.update({int(index): where for index, where in run["skipped"].items()})
-    batches = (put_batch(batch, setup.mesh) for batch in loader.batches(start, steps))
+    loaded = (put_batch(batch, setup.mesh) for batch in loader.batches(start, steps))
+    batches = watch.batches(loaded, STEP)
     batch = next(batches)
     progress.note("compiling the training step (up to minutes for a large model)")
     since = time.perf_counter()
-    train_step, diagnose = (
-        step.lower(state, batch).compile()
-        for step in make_train_step(config, setup.model, setup.mesh, abstract)
-    )
+    with watch.during(COMPILE):
+        traced = [
+            step.trace(state, batch)
+            for step in make_train_step(config, setup.model, setup.mesh, abstract)
+        ]
+        train_step, diagnose = (program.lower().compile() for program in traced)
     spent = run["seconds"] + time.perf_counter() - since
+    flops = 2.0 * multiply_adds(traced[0].jaxpr.jaxpr)
+    meter = Meter(config.train.batch_size, flops, setup.mesh.devices)
     pending: list[tuple[int, dict[str, jax.Array]]] = []  # metrics not yet looked at
     silent = SilentTerms()
-    waited, since, first = 0.0, time.perf_counter(), start
+    meter.restart()
     for step in range(start + 1, steps + 1):
         log_now = step % config.train.log_every == 0 or step == steps
+        setup.profile.before(step, state)
         diagnosis = diagnose(state, batch) if log_now else {}
         state, metrics = train_step(state, batch)
         pending.append((step, metrics))
@@ -208,42 +170,45 @@ def _loop(
             jax.block_until_ready(pending[-2])
         before = time.perf_counter()
         batch = next(batches, None)
-        if metrics["loss"].is_ready():  # the device was done first
-            waited += time.perf_counter() - before
+        starved = metrics["loss"].is_ready()  # the device was done first
+        meter.step(waited=time.perf_counter() - before if starved else 0.0)
         evaluate_now = step % config.eval.every == 0 and step < steps
-        save_now = step % config.checkpoint.every == 0 or step == steps
+        preempted = preemption.reached(step)
+        save_now = step % config.checkpoint.every == 0 or step == steps or preempted
         if not (log_now or evaluate_now or save_now):
             continue
         scalars = _fetch_finite(pending)
-        seconds = time.perf_counter() - since
-        spent += seconds
+        measured = meter.read()
+        spent += measured.seconds
         run = {
             "position": step * config.train.batch_size,
             "seconds": spent,
             "skipped": distributed.merge({str(i): where for i, where in loader.skipped.items()}),
         }
         if log_now or evaluate_now:
-            taken = step - first
-            speed = taken * config.train.batch_size / seconds
-            share = min(1.0, waited / seconds)
-            progress.show(step, scalars["loss"], speed, share, seconds / taken)
+            progress.show(step, scalars["loss"], measured)
             scalars |= {k: float(v) for k, v in diagnosis.items()}
             for label in silent.update(scalars):
                 progress.note(f"warning: config.terms.{label} {SilentTerms.MEANING}")
-            scalars |= {"images_per_second": speed, "data_wait": share}
+            scalars |= measured.scalars
+            watch.logged(step, scalars)
             history.write(step, {f"train/{name}": value for name, value in scalars.items()})
-        measured = None
+        validation = None
         if evaluate_now:
             progress.finish()
-            measured = setup.evaluation.on_subset(state.eval_variables())
-            history.write(step, {f"validation/{name}": v for name, v in measured.items()})
+            validation = setup.evaluation.on_subset(state.eval_variables())
+            history.write(step, {f"validation/{name}": v for name, v in validation.items()})
             progress.note(
-                f"step {step}: on {measured['images']:.0f} validation images: "
-                + ", ".join(f"{k} {measured[k]:.3f}" for k in SHOWN if k in measured)
+                f"step {step}: on {validation['images']:.0f} validation images: "
+                + ", ".join(f"{k} {validation[k]:.3f}" for k in SHOWN if k in validation)
             )
         if save_now:
-            checkpoints.save(step, state, run, measured)
-        waited, since, first = 0.0, time.perf_counter(), step
+            with watch.during(SAVE):
+                checkpoints.save(step, state, run, validation)
+        if preempted:
+            progress.finish()
+            raise Preempted(f"stopped by SIGTERM; the same command goes on from step {step}")
+        meter.restart()
     progress.finish()
     return state, run
 

@@ -1,7 +1,5 @@
 import gc
-import json
 import shutil
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from command import run, small_flags
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from stepping import make_config, make_vit
 
@@ -218,45 +215,6 @@ def test_fingerprint_sees_order_and_is_the_same_on_any_number_of_devices() -> No
     assert int(fingerprint({"w": jnp.asarray(values[::-1].copy())})) != expected
     sharded = jax.device_put(values, NamedSharding(create_mesh(-1, 1), PartitionSpec("data")))
     assert int(fingerprint({"w": sharded})) == expected
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 6 MB; a checkpoint of the run below takes 3.7."""
-    path = tmp_path / "disk"
-    path.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(path)], capture_output=True
-    )
-    if mounted.returncode:
-        pytest.skip("needs the permission to mount a small file system")
-    yield path
-    subprocess.run(["umount", str(path)], check=True)
-
-
-@pytest.mark.slow
-def test_full_disk_stops_with_one_line_and_goes_on_once_there_is_space(
-    small_disk: Path, shapes_data_dir: Path
-) -> None:
-    workdir = small_disk / "run"
-    flags = small_flags(
-        "configs/vit_erm.py", shapes_data_dir, workdir, train__steps=12, checkpoint__every=4
-    )
-    code, _, errors = run(flags)
-    assert code == 1
-    last = errors.splitlines()[-1]
-    assert last.startswith(f"error: cannot save a checkpoint in {workdir}/checkpoints: No space")
-    assert last.endswith("(the one of step 4 is complete)")
-    assert "Traceback" not in errors
-    assert [p.name for p in (workdir / "checkpoints").iterdir()] == ["4"]
-    assert not (workdir / "results.json").exists()
-    assert not list(workdir.glob(".*"))
-
-    subprocess.run(["mount", "-o", "remount,size=60m", str(small_disk)], check=True)
-    code, _, errors = run(flags)
-    assert code == 0, errors
-    assert "going on from the checkpoint of step 4" in errors
-    assert json.loads((workdir / "results.json").read_text())["steps"] == 12
 
 
 @pytest.mark.parametrize("mesh", [(1, 1, 1), (4, 2, 8), (8, 1, 8)])

@@ -121,6 +121,9 @@ def test_warmup_follows_the_number_of_steps_unless_it_is_given() -> None:
         ("optimizer.warmup_steps", 10**6, "is not below config.train.steps="),
         ("data.image_size", 50, "config.data.image_size=50 is not a multiple of the patch size 8"),
         ("checkpoint.best", "loss", "valid: clean, core, rcs"),
+        ("watch.stall_minutes", -1.0, "config.watch.stall_minutes=-1.0 must be >= 0"),
+        ("profile.steps", "10-15", "config.profile.steps='10-15' must be FIRST:LAST"),
+        ("data.data_dir", "gs://bucket/data", "config.data.data_dir=gs://bucket/data is in an"),
     ],
 )
 def test_bad_value_is_named(key: str, value: object, message: str) -> None:
@@ -154,6 +157,8 @@ def test_workdir_of_another_config_is_refused_once_it_holds_something(tmp_path: 
     assert "optimizer.learning_rate" not in message
     config.train.steps = 1200
     config.seed = 0
+    refuse_other_config(config, tmp_path)
+    config.profile.steps = "10:15"  # only looks on
     refuse_other_config(config, tmp_path)
 
 

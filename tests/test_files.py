@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from corm_jax.errors import UserError
-from corm_jax.files import read_json, replacing, replacing_directory, write_json
+from corm_jax.files import local_path, read_json, replacing, replacing_directory, write_json
 
 
 def test_a_file_appears_when_the_block_ends_and_replaces_the_old_one(tmp_path: Path) -> None:
@@ -106,3 +106,14 @@ def test_json_that_is_not_there_is_named(tmp_path: Path) -> None:
     for path in (tmp_path / "absent", tmp_path):
         with pytest.raises(UserError, match=f"cannot read {path}"):
             read_json(path)
+
+
+@pytest.mark.parametrize("text", ["gs://bucket/run", "s3://bucket/run"])
+def test_object_stores_are_refused_rather_than_taken_for_directories(text: str) -> None:
+    with pytest.raises(UserError, match=f"--workdir={text} is in an object store.* mount"):
+        local_path(text, "--workdir")
+
+
+def test_home_is_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert local_path("~/run", "--workdir") == tmp_path / "run"

@@ -7,6 +7,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.util.tensor_util import make_ndarray
 
 from corm_jax.errors import UserError
+from corm_jax.meter import Reading
 from corm_jax.progress import History, ProgressLine, SilentTerms, read_history
 
 
@@ -15,11 +16,22 @@ class Terminal(io.StringIO):
         return True
 
 
+def reading(images_per_second: float, data_wait: float, step_seconds: float) -> Reading:
+    return Reading(
+        step_seconds,
+        {
+            "images_per_second": images_per_second,
+            "data_wait": data_wait,
+            "step_seconds": step_seconds,
+        },
+    )
+
+
 def test_log_file_gets_a_line_each_time() -> None:
     stream = io.StringIO()
     progress = ProgressLine(1200, stream)
-    progress.show(50, 1.23456, 812.4, 0.031, 0.08)
-    progress.show(1200, 0.5, 800.0, 0.0, 0.08)
+    progress.show(50, 1.23456, reading(812.4, 0.031, 0.08))
+    progress.show(1200, 0.5, reading(800.0, 0.0, 0.08))
     progress.finish()
     assert stream.getvalue() == (
         "step   50/1200  loss 1.2346  812 images/s  data wait 3%  ETA 00:01:32\n"
@@ -30,8 +42,8 @@ def test_log_file_gets_a_line_each_time() -> None:
 def test_terminal_rewrites_one_line_and_ends_it_before_a_note() -> None:
     stream = Terminal()
     progress = ProgressLine(10, stream)
-    progress.show(1, 2.0, 10.0, 0.0, 1.0)
-    progress.show(2, 1.0, 10.0, 0.5, 1.0)
+    progress.show(1, 2.0, reading(10.0, 0.0, 1.0))
+    progress.show(2, 1.0, reading(10.0, 0.5, 1.0))
     progress.note("step 2: measured")
     progress.finish()
     first, second = stream.getvalue().split("\r")[1:]
@@ -46,7 +58,7 @@ def test_terminal_rewrites_one_line_and_ends_it_before_a_note() -> None:
 )
 def test_time_to_go_counts_days(seconds: int, text: str) -> None:
     stream = io.StringIO()
-    ProgressLine(1, stream).show(0, 1.0, 1.0, 0.0, float(seconds))
+    ProgressLine(1, stream).show(0, 1.0, reading(1.0, 0.0, float(seconds)))
     assert stream.getvalue().endswith(f"ETA {text}\n")
 
 

@@ -9,6 +9,7 @@ from command import small_config
 from ml_collections import ConfigDict
 
 from corm_jax.errors import UserError
+from corm_jax.progress import read_history
 from corm_jax.protocols.summary import DEFINITIONS
 from corm_jax.train import train
 
@@ -34,6 +35,7 @@ def test_resnet_on_a_folder_with_a_truncated_image(
 
     # The advice works as it is given: nothing was saved that it would contradict.
     config.data.bad_images = "skip"
+    config.profile.steps = "2:3"
     results = train(config, workdir)
     assert results == json.loads((workdir / "results.json").read_text())
     assert len(results["skipped_images"]) == 3  # of training and of validation
@@ -43,6 +45,14 @@ def test_resnet_on_a_folder_with_a_truncated_image(
     assert results["model"] == "resnet10_nano"
     assert results["steps"] == 4
     assert (workdir / "examples.png").exists()
+
+    # What was asked for, and what anybody can see from outside.
+    assert len(list((workdir / "profile").rglob("*.xplane.pb"))) == 1
+    heartbeat = json.loads((workdir / "heartbeat" / "0.json").read_text())
+    assert heartbeat["step"] == 4
+    (record,) = read_history(workdir / "history.jsonl")
+    assert 0 < record["train/step_seconds_p50"] <= record["train/step_seconds_max"]
+    assert record["train/host_gib"] > 0.1
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
+from google.protobuf.message import DecodeError
 from tqdm import tqdm
 
 from corm_jax.data.tf_import import tf
@@ -64,7 +65,11 @@ class TfdsImages:
         return len(self._records)
 
     def read(self, indices: Sequence[int]) -> list[tuple[bytes, int]]:
-        """Returns (encoded image, label) of each index."""
+        """Returns (encoded image, label) of each index.
+
+        Raises:
+          UserError: if the files are cut short or damaged.
+        """
         return [
             (fields["image"].bytes_list.value[0], fields["label"].int64_list.value[0])
             for fields in self._fields(list(map(int, indices)))
@@ -79,8 +84,21 @@ class TfdsImages:
         return f"{self._where} {os.fsdecode(self.file_names[index])}"
 
     def _fields(self, indices: list[int]) -> Iterator[Mapping[str, tf.train.Feature]]:
-        for record in self._records.__getitems__(indices):
-            yield tf.train.Example.FromString(record).features.feature
+        try:
+            for record in self._records.__getitems__(indices):
+                if not record:  # what is read beyond the end of a file
+                    raise RuntimeError("a record is empty")
+                yield tf.train.Example.FromString(record).features.feature
+        except (
+            OSError,
+            RuntimeError,
+            DecodeError,
+        ) as error:  # array_record has no class of its own
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"the records of {self._where} in {self._directory} cannot be read ({reason}); "
+                "they are cut short or damaged: prepare the data set again there"
+            ) from error
 
     def _load(
         self, what: str, field: Callable[[Mapping[str, tf.train.Feature]], Any], dtype: type
