@@ -20,8 +20,8 @@ from corm_jax.html_report.tables import chooser, legend, ranking
 
 PAGE = Path(__file__).parent / "page"
 READ_BESIDE = (
-    "Core accuracy alone also rises when a model merely gets robust to noise, so read it beside "
-    "swapped background, where the background of another class stands in and no noise is added."
+    "Core accuracy also rises when a model merely becomes robust to noise, so read it beside "
+    "swapped background, where another class's background stands in and no noise is added."
 )
 NOT_SWAPPED = " It was not measured here (python -m corm_jax.evaluate ... --protocol=ablations)."
 

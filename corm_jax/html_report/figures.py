@@ -14,7 +14,7 @@ from corm_jax.html_report.series import Series
 from corm_jax.html_report.svg import INK, SERIES, SOFT, STYLE, new_figure, render, row_id
 
 WIDTH, HEIGHT = 360, 310  # a phone shows them as they are, a desk three in a row
-FAMILY_HEIGHT = 34
+FAMILY_HEIGHT = 24  # of a line
 
 
 class Rows(NamedTuple):
@@ -169,8 +169,8 @@ def _curves(rows: Rows) -> list[Drawing]:
                 accuracy,
                 color=colour,
                 marker=marker,
-                markersize=4,
-                linewidth=1.5,
+                markersize=3.5,
+                linewidth=1.3,
                 gid=row_id(row),
             )
         axes.set(xlabel="Standard deviation of the noise", ylabel="Accuracy, %", ylim=(0, 102))

@@ -1,5 +1,6 @@
 """The ranking table, and the choice of its columns."""
 
+import re
 from collections.abc import Sequence
 from html import escape
 
@@ -56,12 +57,12 @@ def _head(number: int, column: Column, sorted_by: bool) -> str:
     sort = f' aria-sort="{direction}"' if sorted_by else ""
     hidden = "" if column.shown else " hidden"
     lower = " data-lower" if column.lower_is_better else ""
-    unit = {"share": "%"}.get(column.kind, "")
+    unit = " <small>%</small>" if column.kind == "share" else ""
     note = '<small class="lower">lower is better</small>' if column.lower_is_better else ""
     return (
         f'<th scope="col" data-column="{number}"{lower}{sort}{hidden}>'
         f'<button type="button" title="{escape(column.definition)}">{escape(column.title)}'
-        f"{f' <small>{unit}</small>' if unit else ''}{note}</button></th>"
+        f"{unit}{note}</button></th>"
     )
 
 
@@ -69,15 +70,21 @@ def _row(
     number: int, evaluation: Evaluation, columns: Sequence[Column], place: int, series: Series
 ) -> str:
     text = f"{evaluation.label} {evaluation.model} {evaluation.family}".lower()
-    below = dict.fromkeys((evaluation.model, evaluation.family))
-    below.pop(evaluation.label, None)
+    library, _, own_name = evaluation.model.rpartition(":")
+    name = library if own_name == evaluation.label else evaluation.model
+    below = " · ".join(filter(None, dict.fromkeys((name, evaluation.family))))
     cells = "".join(_cell(n, evaluation, column) for n, column in enumerate(columns))
     return (
         f'<tr data-row="{number}" data-series="{place}" data-text="{escape(text)}">'
         f'<td class="rank"></td><th scope="row" class="name"><span class="label">{symbol(series)}'
-        f"<span>{escape(evaluation.label)}</span></span>"
-        f"<small>{escape(' · '.join(below))}</small></th>{cells}</tr>"
+        f"<span>{_breaking(evaluation.label)}</span></span>"
+        f"<small>{_breaking(below)}</small></th>{cells}</tr>"
     )
+
+
+def _breaking(name: str) -> str:
+    """Escapes a name, and lets lines break after what stands between its words."""
+    return re.sub(r"([_/:])", r"\1<wbr>", escape(name))
 
 
 def _cell(number: int, evaluation: Evaluation, column: Column) -> str:

@@ -188,7 +188,9 @@ def write_evaluation(
     return results
 
 
-def write_zoo(parent: Path, *, classes: int, per_class: int, pictures: int, side: int) -> list[Path]:
+def write_zoo(
+    parent: Path, *, classes: int, per_class: int, pictures: int, side: int
+) -> list[Path]:
     """Writes evaluations of 42 models."""
     names = [f"class {n} with a name, of usual length" for n in range(classes)]
     paths = []

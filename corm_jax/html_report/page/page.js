@@ -1,6 +1,7 @@
 "use strict";
 
 const FIRST_CLASSES = 12; // rows of the table of classes at first
+const TILES = 10; // in a line, at most
 const NEAR = 16; // pixels from the pointer to a point
 
 const $ = (id) => document.getElementById(id);
@@ -248,13 +249,14 @@ const { panels } = data;
 
 function tile(title, pictures, said, label) {
   const place = pictures
-    ? make("div", { className: "under" }, ...pictures.map((src) => make("img", { src, alt: "", loading: "lazy" })))
+    ? make("div", { className: "under" }, ...pictures.map((src) => make("img", { src, alt: "" })))
     : make("div", { className: "none" }, "no partner of another class");
   const figure = make("figure", { className: "tile" }, place, make("figcaption", {}, title));
   if (said) {
     const right = said[0] === label;
-    const text = `${right ? "✓" : "✗"} ${data.classNames[said[0]]} ${Math.round(said[1])} %`;
-    figure.append(make("p", { className: `said ${right ? "right" : "wrong"}` }, text));
+    const name = data.classNames[said[0]];
+    const text = `${right ? "✓" : "✗"} ${Math.round(said[1])} % ${name}`;
+    figure.append(make("p", { className: `said ${right ? "right" : "wrong"}`, title: name }, text));
   }
   return figure;
 }
@@ -269,6 +271,8 @@ function showPanels() {
       tiles.push(tile(panels.titles[method], [set.views.image[place], urls[place]]));
     }
     const grid = make("div", { className: "tiles" }, ...tiles);
+    const lines = Math.ceil(tiles.length / TILES);
+    grid.style.setProperty("--columns", Math.ceil(tiles.length / lines));
     return make("article", { className: "panel" }, make("h3", {}, data.classNames[label]), grid);
   }));
 }
