@@ -290,7 +290,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             from corm_jax.html_report.document import write_report
 
             size = write_report(arguments.workdirs, arguments.output)
-            print(f"{arguments.output}: {len(arguments.workdirs)} models, {size / 1e6:.1f} MB")
+            models = (
+                "1 model" if len(arguments.workdirs) == 1 else f"{len(arguments.workdirs)} models"
+            )
+            print(f"{arguments.output}: {models}, {size / 1e6:.1f} MB")
             return 0
         rows = [_finished_row(path) for path in arguments.workdirs]
         if arguments.summary:

@@ -5,12 +5,12 @@ import re
 # The first that matches the name without its library decides.
 FAMILIES: tuple[tuple[str, str], ...] = (
     (r"clip|^RN\d|^ViT-", "CLIP"),  # OpenAI's names, which ours are as well
+    (r"inception|^googlenet|^xception", "Inception"),
     (r"wide_?resnet", "Wide ResNet"),
     (r"resnext", "ResNeXt"),
     (r"resnet|resnest", "ResNet"),
     (r"densenet", "DenseNet"),
     (r"^vgg", "VGG"),
-    (r"inception|^googlenet|^xception", "Inception"),
     (r"mobilenet|mnasnet|^semnasnet", "MobileNet"),
     (r"efficientnet", "EfficientNet"),
     (r"regnet", "RegNet"),
