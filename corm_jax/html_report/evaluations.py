@@ -114,7 +114,7 @@ def _read(directory: Path, label: str) -> Evaluation:
         )
     results = read_json(path)
     try:
-        if "protocols" not in results:
+        if "objective" in results:
             results = _of_run(results, read_json(directory / "config.json"))
         return _evaluation(directory, label, results)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
