@@ -6,6 +6,7 @@ that the examples of several models stand side by side.
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,8 @@ from corm_jax.data.pairs import partner_indices
 from corm_jax.data.pipeline import Split, identity
 from corm_jax.example_file import Examples
 from corm_jax.losses.types import Batch
-from corm_jax.protocol_views import ablated, core_region, noisy_pair
-from corm_jax.saliency import class_activation_maps, input_gradient
+from corm_jax.protocols.saliency import maps
+from corm_jax.protocols.views import ablated, core_region, noisy_pair
 from corm_jax.steps import expand_batch
 from corm_jax.subjects import Subject
 
@@ -71,7 +72,7 @@ def write_examples(directory: Path, subject: Subject, config: ConfigDict, split:
     if path.exists():
         return
     batch, partner = _load(config, split)
-    views, region, swapped = _views(batch, partner, config)
+    views, shown, region = _views(batch, partner, config)
     classify, saliency = _functions(subject)
     found = {name: classify(images) for name, images in views.items()}
     example_file.write(
@@ -80,10 +81,10 @@ def write_examples(directory: Path, subject: Subject, config: ConfigDict, split:
             id=np.asarray(batch["id"]),
             label=np.asarray(batch["label"]),
             class_names=np.array(split.images.class_names),
-            swapped=swapped,
             core_mask=_picture(batch["core_mask"][..., 0]),
             core_region=_picture(region[..., 0]),
             views={name: _picture(images) for name, images in views.items()},
+            shown=shown,
             predictions={name: np.asarray(classes) for name, (classes, _) in found.items()},
             probabilities={name: np.asarray(p) for name, (_, p) in found.items()},
             saliency=saliency(views["image"], np.asarray(batch["label"])),
@@ -112,16 +113,18 @@ def _load(config: ConfigDict, split: Split) -> tuple[Batch, Batch]:
 
 def _views(
     batch: Batch, partner: Batch, config: ConfigDict
-) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
-    """Returns (the views by name, the core region, whether the background was swapped)."""
-    region, _ = core_region(batch["core_mask"])
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], np.ndarray]:
+    """Returns (the views, whether each shows what it is named for, the core region)."""
+    region, present = core_region(batch["core_mask"])
     core, spurious = noisy_pair(
         batch, region, seed=config.eval.seed, trial=jnp.asarray(0), sigma=config.eval.sigma
     )
-    others, swapped = ablated(batch, partner, region)
+    others, able = ablated(batch, partner, region)
     views = {"image": batch["image"], "core": core, "spurious": spurious, **others}
+    shown = {name: (present > 0) & (able.get(name, present) > 0) for name in views}
+    shown["image"] = present >= 0
     # Held by no device in particular, so that they go where the model is.
-    return jax.device_get((views, region, swapped > 0))
+    return jax.device_get((views, shown, region))
 
 
 def _functions(subject: Subject) -> tuple[Callable[..., Any], Callable[..., Any]]:
@@ -132,24 +135,14 @@ def _functions(subject: Subject) -> tuple[Callable[..., Any], Callable[..., Any]
         logits, _ = model.apply(variables, images, train=False)
         return logits.argmax(axis=-1), jax.nn.softmax(logits).max(axis=-1)
 
-    def find(variables: Any, images: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
-        def forward(images: jax.Array, **inputs: jax.Array) -> Any:
-            return model.apply(variables, images, train=False, **inputs)
-
-        found = {"input_gradient": input_gradient(forward, images, labels)}
-        if "maps" in jax.eval_shape(forward, images)[1]:
-            maps, _ = class_activation_maps(forward, images, labels, method="grad_cam")
-            found = {"grad_cam": maps, **found}
-        return found
-
     if not isinstance(model, nn.Module):  # PyTorch's: not compiled, no gradients
         return lambda images: classify(subject.variables, images), lambda images, labels: {}
-    compiled, finder = jax.jit(classify), jax.jit(find)
+    compiled, find = jax.jit(classify), jax.jit(partial(maps, model))
     return (
         lambda images: jax.device_get(compiled(subject.variables, images)),
         lambda images, labels: {
             name: _heat(np.asarray(values))
-            for name, values in finder(subject.variables, images, labels).items()
+            for name, values in find(subject.variables, images, labels).items()
         },
     )
 

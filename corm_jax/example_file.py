@@ -12,8 +12,8 @@ from corm_jax.files import replacing
 FILE_NAME = "examples.npz"
 VERSION = 1
 # Fields that are one array each, and fields that are arrays by name: FIELD/NAME in the file.
-ARRAYS = ("id", "label", "class_names", "swapped", "core_mask", "core_region")
-NAMED = ("views", "predictions", "probabilities", "saliency")
+ARRAYS = ("id", "label", "class_names", "core_mask", "core_region")
+NAMED = ("views", "shown", "predictions", "probabilities", "saliency")
 
 
 @dataclass(frozen=True)
@@ -24,10 +24,10 @@ class Examples:
       id: uint32 [N], the images' (`corm_jax.data.pipeline.identity`).
       label: int32 [N].
       class_names: str [C], in the order of the labels.
-      swapped: bool [N], whether `swapped_background` has another background.
       core_mask: uint8 [N, S, S], 255 where it is 1.
       core_region: uint8 [N, S, S], the core region of the `complement` protocol.
       views: name -> uint8 [N, S, S, 3], what the protocols show the model; `image` as it is.
+      shown: name of a view -> bool [N], whether it shows what it is named for.
       predictions: name of a view -> int32 [N], the class that the model finds.
       probabilities: name of a view -> float32 [N], of that class, in [0, 1].
       saliency: method -> uint8 [N, h, w], 255 where it is largest; empty for a model of another
@@ -37,10 +37,10 @@ class Examples:
     id: np.ndarray
     label: np.ndarray
     class_names: np.ndarray
-    swapped: np.ndarray
     core_mask: np.ndarray
     core_region: np.ndarray
     views: dict[str, np.ndarray]
+    shown: dict[str, np.ndarray]
     predictions: dict[str, np.ndarray]
     probabilities: dict[str, np.ndarray]
     saliency: dict[str, np.ndarray]

@@ -1,4 +1,4 @@
-"""Saliency maps: where in an image a model finds a class.
+"""Class activation maps: where in an image a model finds a class.
 
 Those here are differentiable, so that losses and measurements share them.
 """
@@ -74,24 +74,3 @@ def class_activation_maps(
     (gradients,) = jax.linear_transpose(push, maps)(scores)
     cams = compute(maps.astype(jnp.float32), gradients.astype(jnp.float32))
     return cams, (logits, intermediates)
-
-
-def input_gradient(forward: Forward, images: jax.Array, classes: jax.Array) -> jax.Array:
-    """Computes |dy/dx|, the largest of the colours, y the logit of each image's class.
-
-    Args:
-      forward: images -> (logits, intermediates).
-      images: float [B, H, W, 3] in [0, 1].
-      classes: int [B].
-
-    Returns:
-      float32 [B, H, W].
-
-    Source: Simonyan, Vedaldi and Zisserman 2014, arXiv:1312.6034.
-    """
-
-    def score(images: jax.Array) -> jax.Array:
-        logits, _ = forward(images)
-        return jnp.take_along_axis(logits, classes[:, None], axis=-1).sum()
-
-    return jnp.abs(jax.grad(score)(images).astype(jnp.float32)).max(axis=-1)

@@ -21,13 +21,7 @@ from corm_jax.models.normalizer import Statistics
 from corm_jax.models.resnet import BasicBlock, ResNet
 from corm_jax.models.swin import SwinTransformer
 from corm_jax.models.vit import VisionTransformer
-from corm_jax.saliency import (
-    CAM_METHODS,
-    class_activation_maps,
-    grad_cam,
-    hires_cam,
-    input_gradient,
-)
+from corm_jax.saliency import CAM_METHODS, class_activation_maps, grad_cam, hires_cam
 from corm_jax.torch_weights import to_flax
 
 CLASSES, SIZE = 5, 32
@@ -187,16 +181,3 @@ def test_a_model_without_maps_and_an_unknown_method_are_named():
         class_activation_maps(forward, images, classes, method="grad_cam")
     with pytest.raises(UserError, match="did you mean 'grad_cam'"):
         class_activation_maps(forward, images, classes, method="gradcam")
-
-
-def test_input_gradient_is_the_largest_of_the_colours():
-    """Of logits linear in the pixels it is the weights of the class."""
-    weights = np.random.default_rng(0).normal(size=(4, 3, 3, CLASSES)).astype(np.float32)
-
-    def forward(images):
-        return jnp.einsum("bhwc,hwck->bk", images, weights), {}
-
-    classes = jnp.asarray([1, 4])
-    found = input_gradient(forward, jnp.zeros((2, 4, 3, 3)), classes)
-    for image, label in enumerate((1, 4)):
-        np.testing.assert_array_equal(found[image], abs(weights[..., label]).max(axis=-1))

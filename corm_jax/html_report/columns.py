@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from corm_jax.html_report.evaluations import RUN, Evaluation, Metric
+from corm_jax.protocols.summary import METRICS, sensitivity
 from corm_jax.statistics import is_saturated
 
 # Shown at first, in this order; the others can be switched on. Swapped background stands beside
@@ -78,17 +79,18 @@ def title(name: str) -> str:
 
 
 def _kind(name: str, definition: str) -> str:
-    if name.startswith("images"):
-        return "count"
-    return "share" if "accuracy" in definition else "score"
+    if name in METRICS:
+        return METRICS[name].kind
+    return "share" if "accuracy" in definition else "score"  # of a run's other sets
 
 
 def saturated(evaluation: Evaluation, column: Column) -> bool:
-    """Returns whether a column is RCS, and near saturation in an evaluation."""
-    if column.name != "rcs" or column.of(evaluation) is None:
+    """Returns whether a column is a relative sensitivity, near saturation in an evaluation."""
+    metric = METRICS.get(column.name)
+    if metric is None or metric.compute is not sensitivity or column.of(evaluation) is None:
         return False
-    core, spurious = (evaluation.metrics[column.protocol, n] for n in ("core", "spurious"))
-    return is_saturated(core.value, spurious.value)
+    pair = [evaluation.metrics.get((column.protocol, name)) for name in metric.outcomes]
+    return all(pair) and is_saturated(*(accuracy.value for accuracy in pair))
 
 
 def ranking_column(columns: Sequence[Column], evaluations: Sequence[Evaluation]) -> Column:

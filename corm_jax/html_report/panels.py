@@ -88,12 +88,13 @@ def _frame(evaluation: Evaluation) -> list[Any]:
 
 
 def _pictures(examples: Examples) -> dict[str, Any]:
-    views = {name: [*map(_jpeg, images)] for name, images in examples.views.items()}
-    if "swapped_background" in views:
-        views["swapped_background"] = [
-            url if swapped else None
-            for url, swapped in zip(views["swapped_background"], examples.swapped, strict=True)
+    views = {
+        name: [
+            _jpeg(image) if shown else None
+            for image, shown in zip(images, examples.shown[name], strict=True)
         ]
+        for name, images in examples.views.items()
+    }
     mask, region = (
         values[..., None].astype(np.float32) / 255
         for values in (examples.core_mask, examples.core_region)
@@ -109,8 +110,8 @@ def _pictures(examples: Examples) -> dict[str, Any]:
 
 
 def _said(examples: Examples, view: str) -> list[list[float] | None]:
-    shown = examples.swapped if view == "swapped_background" else np.ones(len(examples.id), bool)
-    pairs = zip(examples.predictions[view], examples.probabilities[view], shown, strict=True)
+    found = (examples.predictions, examples.probabilities, examples.shown)
+    pairs = zip(*(values[view] for values in found), strict=True)
     return [[int(c), round(100 * float(p), 1)] if seen else None for c, p, seen in pairs]
 
 

@@ -11,7 +11,9 @@ from corm_jax import example_file, statistics
 from corm_jax.evaluation_files import save_outcomes
 from corm_jax.example_file import Examples
 from corm_jax.metrics import Outcome, relative_core_sensitivity
-from corm_jax.protocols import ABLATIONS, DEFINITIONS, Measured, summarize
+from corm_jax.protocols.ablations import ABLATIONS
+from corm_jax.protocols.summary import DEFINITIONS, summarize
+from corm_jax.protocols.types import Measured
 
 TRIALS = 10
 VIEWS = ("image", "core", "spurious", *ABLATIONS)
@@ -110,10 +112,10 @@ def examples(
         id=np.arange(count, dtype=np.uint32),
         label=label,
         class_names=np.array(names),
-        swapped=np.arange(count) != 1,
         core_mask=mask,
         core_region=np.maximum(mask, ((distance < 0.35) * 128).astype(np.uint8)),
         views=views,
+        shown={n: (np.arange(count) != 1) | (n != "swapped_background") for n in VIEWS},
         predictions={
             n: np.where(rng.random(count) < 0.7, label, 0).astype(np.int32) for n in VIEWS
         },

@@ -2,6 +2,10 @@
 
 const FIRST_CLASSES = 12; // rows of the table of classes at first
 const TILES = 10; // in a line, at most
+const NOT_SHOWN = {
+  swapped_background: "no partner of another class",
+  tiled_object: "no strip to tile with",
+};
 const NEAR = 16; // pixels from the pointer to a point
 
 const $ = (id) => document.getElementById(id);
@@ -247,11 +251,11 @@ function fill(select, has) {
 
 const { panels } = data;
 
-function tile(title, pictures, said, label) {
+function tile(view, pictures, said, label) {
   const place = pictures
     ? make("div", { className: "under" }, ...pictures.map((src) => make("img", { src, alt: "" })))
-    : make("div", { className: "none" }, "no partner of another class");
-  const figure = make("figure", { className: "tile" }, place, make("figcaption", {}, title));
+    : make("div", { className: "none" }, NOT_SHOWN[view] ?? "no core mask");
+  const figure = make("figure", { className: "tile" }, place, make("figcaption", {}, panels.titles[view]));
   if (said) {
     const right = said[0] === label;
     const name = data.classNames[said[0]];
@@ -266,9 +270,9 @@ function showPanels() {
   const set = panels.sets[model.set];
   $("panel-list").replaceChildren(...set.labels.map((label, place) => {
     const tiles = Object.entries(set.views).map(([view, urls]) =>
-      tile(panels.titles[view], urls[place] && [urls[place]], model.said[view]?.[place], label));
+      tile(view, urls[place] && [urls[place]], model.said[view]?.[place], label));
     for (const [method, urls] of Object.entries(model.saliency)) {
-      tiles.push(tile(panels.titles[method], [set.views.image[place], urls[place]]));
+      tiles.push(tile(method, [set.views.image[place], urls[place]]));
     }
     const grid = make("div", { className: "tiles" }, ...tiles);
     const lines = Math.ceil(tiles.length / TILES);
