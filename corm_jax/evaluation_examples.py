@@ -66,7 +66,7 @@ def write_examples(directory: Path, subject: Subject, config: ConfigDict, split:
       directory: of the evaluation.
       subject: the model.
       config: with `data` and `eval`.
-      split: the images; those with a core mask are chosen from, or all where none has one.
+      split: the images; those with a core mask are chosen from.
     """
     path = directory / example_file.FILE_NAME
     if path.exists():
@@ -94,8 +94,7 @@ def write_examples(directory: Path, subject: Subject, config: ConfigDict, split:
 
 def _load(config: ConfigDict, split: Split) -> tuple[Batch, Batch]:
     """Returns the expanded batches of the chosen images, and of their partners."""
-    masked = np.flatnonzero(split.has_mask)
-    candidates = masked if masked.size else np.arange(len(split.images))
+    candidates = np.flatnonzero(split.has_mask)
     ids = np.array([identity(name) for name in split.images.file_names[candidates]], np.uint32)
     chosen = candidates[choose(split.images.labels()[candidates], ids, NUMBER)]
     loader, _ = evaluation_loader(config, split, (0, 1))

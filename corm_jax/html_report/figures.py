@@ -69,8 +69,7 @@ def figures(rows: Rows) -> str:
                 rows,
                 "clean",
                 "swapped_background",
-                "What another class's background leaves of it: no training on noise moves this by "
-                "itself.",
+                "What another class's background leaves of it, without any noise.",
             ),
             _scatter(
                 rows,

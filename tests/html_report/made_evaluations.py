@@ -59,7 +59,7 @@ def protocol(found: Measured, *, resampled: bool) -> dict[str, Any]:
             if name != "with_core"
         }
         if "core" in metrics:
-            metrics["rcs"] = relative_core_sensitivity(metrics["core"], metrics["spurious"])
+            metrics["rcs"] = float(relative_core_sensitivity(metrics["core"], metrics["spurious"]))
         spans = {
             name: {"images": (value - 0.01, value + 0.01), "classes": (value - 0.03, value + 0.02)}
             for name, value in metrics.items()

@@ -1,7 +1,7 @@
 "use strict";
 
 const FIRST_CLASSES = 12; // rows of the table of classes at first
-const TILES = 10; // in a line, at most
+const TILES = 8; // in a line, at most
 const NOT_SHOWN = {
   swapped_background: "no partner of another class",
   tiled_object: "no strip to tile with",
