@@ -122,8 +122,10 @@ def _views(
     views = {"image": batch["image"], "core": core, "spurious": spurious, **others}
     shown = {name: (present > 0) & (able.get(name, present) > 0) for name in views}
     shown["image"] = present >= 0
-    # Held by no device in particular, so that they go where the model is.
-    return jax.device_get((views, shown, region))
+    # Held by no device in particular, so that they go where the model is; one by one, as jax would
+    # sort their names.
+    fetched = ({k: jax.device_get(v) for k, v in named.items()} for named in (views, shown))
+    return *fetched, jax.device_get(region)
 
 
 def _functions(subject: Subject) -> tuple[Callable[..., Any], Callable[..., Any]]:

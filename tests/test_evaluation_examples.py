@@ -17,6 +17,7 @@ from corm_jax.data.pipeline import Split
 from corm_jax.errors import UserError
 from corm_jax.evaluation_examples import NUMBER, choose, write_examples
 from corm_jax.models import create_model
+from corm_jax.protocols.ablations import ABLATIONS
 from corm_jax.subjects import Subject
 
 SIZE = 16
@@ -75,6 +76,7 @@ def test_examples_are_what_the_protocols_show_and_what_the_model_says(
     }
     for number, i in enumerate(found.id):
         np.testing.assert_array_equal(found.views["image"][number], pixels[int(i)])
+    assert list(found.views) == ["image", "core", "spurious", *ABLATIONS]
     outside, inside = found.core_region == 0, found.core_region == 255
     assert outside.any()
     assert inside.any()
