@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -136,7 +135,7 @@ def _functions(subject: Subject) -> tuple[Callable[..., Any], Callable[..., Any]
         logits, _ = model.apply(variables, images, train=False)
         return logits.argmax(axis=-1), jax.nn.softmax(logits).max(axis=-1)
 
-    if not isinstance(model, nn.Module):  # PyTorch's: not compiled, no gradients
+    if not subject.is_native:  # neither compiled nor differentiated
         return lambda images: classify(subject.variables, images), lambda images, labels: {}
     compiled, find = jax.jit(classify), jax.jit(partial(maps, model))
     return (

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,6 +32,7 @@ def subject(model: Any, variables: Any) -> Subject:
         variables=variables,
         weights="sha256:0",
         make_step=lambda protocol, config: None,
+        is_native=isinstance(model, nn.Module),
     )
 
 

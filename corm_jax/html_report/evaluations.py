@@ -54,7 +54,7 @@ class Evaluation:
       label: what tells it apart from the others: the end of its path.
       model: the model's name.
       family: the model's.
-      provenance: groups of keys, as `corm_jax.evaluation_files.provenance` has them.
+      results: content of its results.json.
       metrics: by protocol and name; what was not measured is not in it.
       definitions: of these metrics.
       curves: by their names.
@@ -64,14 +64,15 @@ class Evaluation:
     label: str
     model: str
     family: str
-    provenance: dict[str, Any]
+    results: dict[str, Any]
     metrics: dict[tuple[str, str], Metric]
     definitions: dict[tuple[str, str], str]
     curves: dict[str, Curve]
 
-    def metric(self, name: str) -> Metric | None:
-        """Returns the metric of the first protocol that has it, or None."""
-        return next((m for (_, own), m in self.metrics.items() if own == name), None)
+    @property
+    def provenance(self) -> dict[str, dict[str, Any]]:
+        """Returns groups of keys, as `corm_jax.evaluation_files.provenance` has them."""
+        return self.results["provenance"]
 
 
 def read_evaluations(directories: Sequence[Path]) -> list[Evaluation]:
@@ -84,7 +85,7 @@ def read_evaluations(directories: Sequence[Path]) -> list[Evaluation]:
     labels = _labels(directories)
     found = [_read(path, label) for path, label in zip(directories, labels, strict=True)]
     for other in found[1:]:
-        differing = incomparable_keys(found[0].provenance, other.provenance)
+        differing = incomparable_keys(found[0].results, other.results)
         if differing:
             raise UserError(
                 f"{found[0].path} and {other.path} do not compare: {', '.join(differing)} differ; "
@@ -168,7 +169,7 @@ def _evaluation(directory: Path, label: str, results: dict[str, Any]) -> Evaluat
         label=label,
         model=model,
         family=family(model),
-        provenance=results["provenance"],
+        results=results,
         metrics=metrics,
         definitions=definitions,
         curves=curves,

@@ -255,6 +255,17 @@ def test_what_does_not_compare_is_refused(
     assert f"{tmp_path}/a and {tmp_path}/b do not compare: {keys} differ" in message
 
 
+def test_protocols_of_other_parameters_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, blur in (("a", 1.0), ("b", 2.0)):
+        results = write_evaluation(tmp_path / name, "resnet18", names=NAMES)
+        results["protocols"]["ablations"]["parameters"] = {"blur": blur}
+        write_json(tmp_path / name / "results.json", results)
+    message = error_of(capsys, tmp_path / "a", tmp_path / "b")
+    assert "do not compare: ablations.parameters.blur differ" in message
+
+
 def test_other_preprocessing_and_versions_compare(tmp_path: Path) -> None:
     write_evaluation(tmp_path / "a", "resnet18", names=NAMES)
     changes = {"preprocessing__mean": [0.5, 0.5, 0.5], "versions__jax": "0.9.0"}
