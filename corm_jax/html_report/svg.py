@@ -77,6 +77,8 @@ def render(figure: Figure, prefix: str, description: str) -> str:
     root = ElementTree.fromstring(file.getvalue())
     text = ElementTree.tostring(root, encoding="unicode")
     needed = set(re.findall(r"""(?:href="#|url\(#)([^")]+)""", text))
+    # Its rules would be the whole page's; style.css has them for figures.
+    root.remove(root.find(f"{{{SVG}}}defs"))
     for element in root.iter():
         _clean(element, prefix, needed)
     for key in ("width", "height", "version"):
@@ -101,14 +103,15 @@ def _clean(element: ElementTree.Element, prefix: str, needed: set[str]) -> None:
             element.attrib[key] = _through_variables(value)
         elif key == "d":
             element.attrib[key] = _shorter(value)
-    if not element.tag.endswith(("}text", "}style")):
+    if not element.tag.endswith("}text"):
         element.text = None
     element.tail = None
 
 
 def _through_variables(style: str) -> str:
     """Replaces the colours of an inline style, and leaves the font to the page."""
-    style = re.sub(r"font-family: [^;]*;? ?|font: (?=[\d.]+px)[^;]*;? ?", "", style)
+    style = re.sub(r"font-family: [^;]*;? ?", "", style)
+    style = re.sub(r"font: [^;]*?([\d.]+px)[^;]*", r"font-size: \1", style)  # of some versions
     for colour, variable in VARIABLES.items():
         style = style.replace(colour, f"var({variable})")
     return style
