@@ -59,6 +59,7 @@ def test_images_are_spread_over_classes() -> None:
     assert choose(many[:1], ids[:1], 8).tolist() == [0]
 
 
+@pytest.mark.slow
 def test_examples_are_what_the_protocols_show_and_what_the_model_says(
     make_folder: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -109,6 +110,7 @@ def test_examples_are_what_the_protocols_show_and_what_the_model_says(
     assert {"grad_cam", "hires_cam", "input_gradient"} == found.saliency.keys()
 
 
+@pytest.mark.slow
 def test_models_are_shown_the_same_and_no_file_is_written_twice(
     make_folder: Callable[..., Path], tmp_path: Path
 ) -> None:
