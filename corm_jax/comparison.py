@@ -5,7 +5,7 @@ from pathlib import Path
 from corm_jax import statistics
 from corm_jax.errors import UserError
 from corm_jax.evaluation import format_rows, format_span, format_value
-from corm_jax.evaluation_files import differing_keys, read_outcomes
+from corm_jax.evaluation_files import incomparable_keys, read_outcomes
 from corm_jax.files import read_json
 
 
@@ -17,14 +17,10 @@ def compare(first: Path, second: Path) -> str:
       second: another.
 
     Raises:
-      UserError: if they do not compare; names the keys of provenance that differ.
+      UserError: if they do not compare; names the keys that differ.
     """
     pair = [read_json(path / "results.json") for path in (first, second)]
-    differing = [
-        key
-        for key in differing_keys(*(results["provenance"] for results in pair))
-        if not key.startswith(("model.", "preprocessing."))
-    ]
+    differing = incomparable_keys(*pair)
     if differing:
         raise UserError(
             f"{first} and {second} do not compare: {', '.join(differing)} "
@@ -32,12 +28,6 @@ def compare(first: Path, second: Path) -> str:
         )
     lines = [("metric", "first", "second", "difference", "95 % over images", "over classes")]
     for protocol in (name for name in pair[0]["protocols"] if name in pair[1]["protocols"]):
-        parameters = [results["protocols"][protocol]["parameters"] for results in pair]
-        if parameters[0] != parameters[1]:
-            raise UserError(
-                f"{first} and {second} do not compare: the parameters of {protocol} differ "
-                f"({parameters[0]} and {parameters[1]}); evaluate both alike"
-            )
         found = statistics.differences(
             *(read_outcomes(d / f"{protocol}.npz") for d in (first, second))
         )

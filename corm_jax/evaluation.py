@@ -15,6 +15,7 @@ from corm_jax.data.pairs import COMPANIONS
 from corm_jax.data.pipeline import Split
 from corm_jax.data.ranked import ENDS, rank
 from corm_jax.errors import UserError
+from corm_jax.evaluation_examples import write_examples
 from corm_jax.evaluation_files import differing_keys, provenance, save_outcomes
 from corm_jax.files import locked, read_json, write_json
 from corm_jax.protocols import PARAMETERS, PROTOCOLS, measure
@@ -45,7 +46,8 @@ def evaluate(
       split: the images.
       split_name: its name.
       protocols: of `OFFERED`.
-      output: a directory; receives results.json and PROTOCOL.npz, the outcome of every image.
+      output: a directory; receives results.json, PROTOCOL.npz, the outcome of every image, and
+        examples.npz, what the model is shown of a few of them.
       mesh: where to evaluate.
       spuriosity: the ranking that `spurious_gap` takes, see `corm_jax.data.ranked.rank`.
 
@@ -65,6 +67,7 @@ def evaluate(
                 save_outcomes(output / f"{name}.npz", measured)
                 results["protocols"][name] = {"parameters": parameters, **_found(measured)}
                 write_json(output / "results.json", results)
+        write_examples(output, subject, config, split)
     return results
 
 

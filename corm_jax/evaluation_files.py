@@ -3,28 +3,30 @@
 import hashlib
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from corm_jax import report
-from corm_jax.data.pipeline import Split
 from corm_jax.errors import UserError
 from corm_jax.files import replacing
 from corm_jax.masks.checks import KINDS
 from corm_jax.metrics import Outcome
 from corm_jax.protocols.types import Measured
 from corm_jax.protocols.views import dilations
-from corm_jax.subjects import Subject
+
+if TYPE_CHECKING:  # they import tensorflow, which who reads evaluations need not wait for
+    from corm_jax.data.pipeline import Split
+    from corm_jax.subjects import Subject
 
 # Where config.data keeps the name of the data, by source.
 SOURCES = {"folder": "folder", "tfds": "tfds_name"}
 
 
 def provenance(
-    subject: Subject, config: ConfigDict, split: Split, split_name: str
+    subject: "Subject", config: ConfigDict, split: "Split", split_name: str
 ) -> dict[str, Any]:
     """Returns all that metrics depend on, and the versions of the libraries, as JSON in groups.
 
@@ -57,14 +59,14 @@ def provenance(
     }
 
 
-def _hash_images(split: Split) -> str:
+def _hash_images(split: "Split") -> str:
     """Hashes the names and classes of the images, in whatever order they are."""
     labels = split.images.labels()
     lines = sorted(b"%d %s" % pair for pair in zip(labels, split.images.file_names, strict=True))
     return hashlib.sha256(b"\n".join(lines)).hexdigest()
 
 
-def _hash_masks(split: Split) -> str:
+def _hash_masks(split: "Split") -> str:
     """Hashes the masks of the images of both kinds, in the order of the images' names."""
     digest, masks = hashlib.sha256(), split.masks
     # Row -1, of an image without record, has none.
@@ -86,6 +88,29 @@ def differing_keys(first: dict[str, Any], second: dict[str, Any]) -> list[str]:
         for key in sorted(first.get(group, {}).keys() | second.get(group, {}).keys())
         if first.get(group, {}).get(key) != second.get(group, {}).get(key)
     ]
+
+
+def incomparable_keys(first: dict[str, Any], second: dict[str, Any]) -> list[str]:
+    """Returns what has to be the same for the metrics of two evaluations to compare, but differs.
+
+    Models and their preprocessing may be of any kind.
+
+    Args:
+      first: content of a results.json.
+      second: another.
+
+    Returns:
+      keys of provenance, and "PROTOCOL.parameters.KEY" of the protocols that both have.
+    """
+    found = [
+        key
+        for key in differing_keys(first["provenance"], second["provenance"])
+        if not key.startswith(("model.", "preprocessing."))
+    ]
+    for protocol in (name for name in first["protocols"] if name in second["protocols"]):
+        pair = [results["protocols"][protocol].get("parameters", {}) for results in (first, second)]
+        found += differing_keys(*({f"{protocol}.parameters": own} for own in pair))
+    return found
 
 
 def save_outcomes(path: Path, measured: Measured) -> None:

@@ -266,14 +266,35 @@ def format_table(rows: list[dict[str, Any]]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Compares finished runs; returns the exit code."""
+    """Compares finished runs, or writes the page about evaluations; returns the exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m corm_jax.report", description="Compares finished runs in one table."
+        prog="python -m corm_jax.report",
+        description="Compares finished runs in one table; or evaluations, or runs, on one page.",
     )
-    parser.add_argument("workdirs", nargs="+", type=Path, metavar="WORKDIR")
-    parser.add_argument("--summary", type=Path, help="also write the table as JSON to this file")
+    add = parser.add_argument
+    add(
+        "workdirs",
+        nargs="+",
+        type=Path,
+        metavar="DIR",
+        help="of a run; with --output also of an evaluation (python -m corm_jax.evaluate)",
+    )
+    add("--summary", type=Path, help="also write the table as JSON to this file")
+    add("--output", type=Path, metavar="FILE.html", help="write a page about all DIRs instead")
     arguments = parser.parse_args(argv)
+    if arguments.output and arguments.summary:
+        parser.error("--summary goes with the table, --output takes its place")
     try:
+        if arguments.output:
+            # Imported here: it imports what imports this module.
+            from corm_jax.html_report.document import write_report
+
+            size = write_report(arguments.workdirs, arguments.output)
+            models = (
+                "1 model" if len(arguments.workdirs) == 1 else f"{len(arguments.workdirs)} models"
+            )
+            print(f"{arguments.output}: {models}, {size / 1e6:.1f} MB")
+            return 0
         rows = [_finished_row(path) for path in arguments.workdirs]
         if arguments.summary:
             write_json(arguments.summary, rows)

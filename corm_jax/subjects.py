@@ -27,6 +27,7 @@ class Subject(NamedTuple):
     Attributes:
       name: of the model.
       statistics: of its input normaliser.
+      model: one of our modules, or of `corm_jax.adapters`.
       variables: what its steps take.
       weights: "sha256:" and the hash of its weights.
       make_step: (name of a protocol, config with `eval`) -> step.
@@ -36,6 +37,7 @@ class Subject(NamedTuple):
 
     name: str
     statistics: Statistics
+    model: Any
     variables: dict[str, Any]
     weights: str
     make_step: Callable[[str, ConfigDict], EvalStep]
@@ -104,6 +106,7 @@ def native_subject(native: Native, class_names: tuple[str, ...], mesh: Mesh) -> 
     return Subject(
         name=description.model,
         statistics=description.statistics,
+        model=model,
         variables=jax.device_put(native.variables, replicated(mesh)),
         weights=hash_weights(flatten_dict(native.variables, sep="/")),
         make_step=make_step,
@@ -125,6 +128,7 @@ def torch_subject(
     return Subject(
         name=name,
         statistics=model.statistics,
+        model=model,
         variables={},
         weights=hash_weights(model.weights()),
         make_step=make_step,

@@ -12,6 +12,7 @@ from command import small_config
 from ml_collections import ConfigDict
 from torch_models import import_timm
 
+from corm_jax import example_file
 from corm_jax.convert import main as convert
 from corm_jax.data.dataset import open_dataset
 from corm_jax.evaluate import main
@@ -19,6 +20,7 @@ from corm_jax.evaluation_files import differing_keys, read_outcomes
 from corm_jax.protocols import PROTOCOLS
 from corm_jax.protocols.ablations import ABLATIONS
 from corm_jax.protocols.summary import DEFINITIONS, summarize
+from corm_jax.report import main as report
 
 pytestmark = pytest.mark.slow
 
@@ -76,6 +78,17 @@ def test_outcomes_of_each_image_give_the_metrics(evaluated: Path) -> None:
     results = read(evaluated)
     for name, protocol in results["protocols"].items():
         assert summarize(read_outcomes(evaluated / f"{name}.npz")) == protocol["metrics"]
+
+
+def test_a_page_shows_the_evaluation(evaluated: Path, tmp_path: Path) -> None:
+    examples = example_file.read(evaluated / "examples.npz")
+    assert set(examples.label) == set(range(6))  # one of each class first
+    assert {"image", "core", "spurious", *ABLATIONS} == examples.views.keys()
+    assert report([str(evaluated), f"--output={tmp_path / 'report.html'}"]) == 0
+    html = (tmp_path / "report.html").read_text()
+    for name in ("clean", "swapped_background"):
+        assert f"<b>{100 * metrics_of(read(evaluated))[name]:.1f}</b>" in html
+    assert "data:image/jpeg;base64," in html
 
 
 def test_a_finished_protocol_is_not_measured_again(

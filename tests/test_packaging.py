@@ -10,8 +10,8 @@ from command import REPOSITORY
 
 
 def shipped() -> list[str]:
-    """Returns the modules and the files of the page that `masks annotate` serves."""
-    patterns = ("corm_jax/**/*.py", "corm_jax/masks/annotate/page/*")
+    """Returns the modules and the files of the pages."""
+    patterns = ("corm_jax/**/*.py", "corm_jax/**/page/*")
     paths = [path for pattern in patterns for path in REPOSITORY.glob(pattern)]
     return [str(path.relative_to(REPOSITORY)) for path in paths]
 

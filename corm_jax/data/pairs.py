@@ -48,7 +48,7 @@ def pair(config: ConfigDict, loader: Loader) -> PairedLoader:
       config: the run's config.
       loader: from `corm_jax.data.dataset.evaluation_loader`, of all images.
     """
-    partners = _partners(loader.split, config.eval.seed)
+    partners = partner_indices(loader.split, config.eval.seed)
     select = order.evaluation_order(partners, batch_size=config.eval.batch_size)
     return PairedLoader(loader, _like(loader, select=select), "partner")
 
@@ -140,8 +140,8 @@ def _like(loader: Loader, **changes: Any) -> Loader:
     return replace(loader, skipped=dict(loader.skipped), **changes)
 
 
-def _partners(split: Split, seed: int) -> np.ndarray:
-    """Returns int64 [N], the index of each image's partner."""
+def partner_indices(split: Split, seed: int) -> np.ndarray:
+    """Returns int64 [N], the index of each image's partner, see `pair`."""
     masked = np.flatnonzero(split.has_mask)
     labels = read_labels("validation", split.images, masked)
     ids = np.array([identity(name) for name in split.images.file_names[masked]], np.int64)

@@ -3,51 +3,30 @@
 import base64
 import csv
 import json
-import shutil
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from annotate_fixtures import Served, plain
+from browsing import PHONE, WIDE, launched, needs_chromium, opener
 
 from corm_jax.errors import UserError
 
 sync_api = pytest.importorskip("playwright.sync_api")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None, reason="needs Chromium (Debian: apt-get install chromium)"
-)
-WIDE, PHONE = {"width": 1280, "height": 800}, {"width": 390, "height": 844}
+pytestmark = needs_chromium
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator["sync_api.Browser"]:
-    with sync_api.sync_playwright() as playwright:
-        # Chromium's sandbox does not start as root, as CI runs.
-        running = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with launched() as running:
         yield running
-        running.close()
 
 
 @pytest.fixture
 def new_page(browser: "sync_api.Browser") -> Iterator[Callable[..., "sync_api.Page"]]:
-    """Returns a function that opens a page; what fails in it fails the test."""
-    contexts, failures = [], []
-
-    def open_page(url: str, viewport: dict[str, int] = WIDE, **options: object) -> "sync_api.Page":
-        context = browser.new_context(viewport=viewport, **options)
-        contexts.append(context)
-        page = context.new_page()
-        page.set_default_timeout(10_000)
-        page.on("pageerror", lambda error: failures.append(error))
-        page.goto(url)
-        return page
-
-    yield open_page
-    for context in contexts:
-        context.close()
-    assert not failures
+    with opener(browser) as open_page:
+        yield open_page
 
 
 def shown(page: "sync_api.Page", kind: str) -> list[bytes]:
