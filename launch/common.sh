@@ -131,7 +131,7 @@ require_choice() {
 
 # require_command COMMAND HINT: refuses to go on where COMMAND is not installed.
 require_command() {
-    command -v -- "$1" >/dev/null || die "$1 is not installed here, or not on PATH; $2"
+    $dry_run || command -v -- "$1" >/dev/null || die "$1 is not installed here, or not on PATH; $2"
 }
 
 # flag_value NAME: prints the value of the last --NAME=VALUE or --NAME VALUE of corm_jax.main.
@@ -151,7 +151,16 @@ check_flags() {
     local config
     config=$(flag_value config)
     [[ -n $config ]] || die "name a config after --, such as: -- --config=configs/vit_corm.py"
-    [[ -f $repository/${config%%:*} ]] || die "config file ${config%%:*} is not in $repository"
+    (cd "$repository" && [[ -f ${config%%:*} ]]) || die "config file ${config%%:*} is not in $repository"
+}
+
+# Refuses gs:// buckets in the flags of corm_jax.main that gcloud cannot find.
+check_buckets() {
+    local bucket
+    for bucket in $(printf '%s\n' "${flags[@]}" | grep -o 'gs://[a-z0-9][a-z0-9._-]*' | sort -u); do
+        query gcloud storage buckets describe "$bucket" '--format=value(name)' >/dev/null ||
+            die "bucket $bucket cannot be read; gcloud's message stands above. Create it with: gcloud storage buckets create $bucket; or ask its owner for storage.buckets.get"
+    done
 }
 
 # restart_while_preempted COMMAND...: runs it again while it exits with 75, at most

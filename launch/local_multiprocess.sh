@@ -109,13 +109,14 @@ run_once() {
             say "process ${process_of[$pid]} ended with code $code"
             if ((first_code == 0)); then
                 first_code=$code
-                send TERM
+                $stopped || send TERM
                 limit
             fi
         done
-        if ((deadline && SECONDS >= deadline && ${#running[@]})); then
-            say "still running after ${option[grace]} seconds: ${#running[@]} processes, killed"
+        if ((deadline > 0 && SECONDS >= deadline && ${#running[@]})); then
+            say "killed after ${option[grace]} seconds, still running: ${#running[@]}"
             send KILL
+            deadline=-1
         fi
         sleep 0.2 || true # a signal to the terminal ends it early
     done

@@ -8,8 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from command import REPOSITORY
-
+REPOSITORY = Path(__file__).resolve().parents[1]
 LAUNCH = REPOSITORY / "launch"
 CONFIG = "--config=configs/vit_corm.py"
 # What a shell, gcloud's splitting of --command, YAML or Kubernetes could take apart.
@@ -26,7 +25,7 @@ AWKWARD = [
 ]
 
 RECORDER = """\
-#!{python} -I
+#!{python} -IS
 import json, os, sys
 with open({record!r}, "a") as file:
     file.write(json.dumps(["{name}", *sys.argv[1:]]) + "\\n")
@@ -38,8 +37,9 @@ exec(compile(open({script!r}).read(), {script!r}, "exec"))
 class Machine:
     """A directory of programs that come first on PATH, each of which records its arguments."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, launch: Path = LAUNCH) -> None:
         self.path = path
+        self.launch = launch
         self.record = path / "calls.jsonl"
         self.home = path / "home"
         self.home.mkdir(parents=True)
@@ -81,7 +81,7 @@ class Machine:
     ) -> subprocess.CompletedProcess[str]:
         """Runs launch/`script` to its end."""
         return subprocess.run(
-            [str(LAUNCH / script), *arguments],
+            [str(self.launch / script), *arguments],
             capture_output=True,
             text=True,
             timeout=timeout,
@@ -96,11 +96,13 @@ def printed_commands(output: str) -> list[list[str]]:
     return [shlex.split(line) for line in output.splitlines()]
 
 
-def refused(result: subprocess.CompletedProcess[str]) -> str:
-    """Returns the message of a launcher that refused to start."""
+def refused(result: subprocess.CompletedProcess[str], first: bool = True) -> str:
+    """Returns the message of a launcher that gave up; `first`: before it did anything."""
     assert result.returncode == 1, result
-    assert result.stderr.startswith("error: "), result.stderr
-    return result.stderr
+    lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, result.stderr
+    assert not first or result.stderr.startswith("error: "), result.stderr
+    return lines[0]
 
 
 def without_program(environment: dict[str, str], names: Sequence[str], path: Path) -> str:

@@ -123,7 +123,11 @@ def test_what_does_not_stop_in_time_is_killed(machine: Machine) -> None:
     machine.add("python", WAITS)
     result = machine.run(SCRIPT, "--grace=1", "--", CONFIG, FAILS="1", STUBBORN="0")
     assert result.returncode == 3
-    assert "process 0 ended with code 137" in result.stderr
+    assert [line for line in result.stderr.splitlines() if line.startswith("== ")] == [
+        "== process 1 ended with code 3",
+        "== killed after 1 seconds, still running: 1",
+        "== process 0 ended with code 137",
+    ]
 
 
 def test_sigterm_reaches_every_process_and_nothing_is_restarted(machine: Machine) -> None:
