@@ -83,14 +83,15 @@ parse_options() {
                 name=${1%%=*}
                 name=${name#--}
                 value=${1#*=}
-                if [[ -v "repeatable[$name]" && $1 == *=* ]]; then
+                # Before -v, which would expand a name like $(...).
+                if ! [[ $name =~ ^[a-z][-a-z]*$ && (-v "option[$name]" || -v "repeatable[$name]") ]]; then
+                    die "unknown option $1; --help lists the options, and flags of corm_jax.main stand after --"
+                elif [[ $1 == *=* && -v "repeatable[$name]" ]]; then
                     local -n values=${name//-/_}s
                     values+=("$value")
-                elif [[ ! -v "option[$name]" ]]; then
-                    die "unknown option $1; --help lists the options, and flags of corm_jax.main stand after --"
                 elif [[ $1 == *=* ]]; then
                     option[$name]=$value
-                elif [[ ${option[$name]} == true || ${option[$name]} == false ]]; then
+                elif [[ ${option[$name]-} == true || ${option[$name]-} == false ]]; then
                     option[$name]=true
                 else
                     die "--$name needs a value: --$name=VALUE"

@@ -53,7 +53,7 @@ free_port() {
 
 # Sets `command` to that of process $1.
 set_command() {
-    command=(env "XLA_FLAGS=${xla_flags# }" JAX_PLATFORMS=cpu "CORM_COORDINATOR=localhost:$port"
+    command=(env "XLA_FLAGS=${xla_flags# }" JAX_PLATFORMS=cpu PYTHONUNBUFFERED=1 "CORM_COORDINATOR=localhost:$port"
         "CORM_NUM_PROCESSES=$processes" "CORM_PROCESS_ID=$1"
         "$python" -m corm_jax.main "${flags[@]}")
 }

@@ -68,9 +68,10 @@ start() {
     fi
     rm -f "$run/status" "$run/followed"
     mv "$run/command.new" "$run/command"
+    [[ ! -f $run/log ]] || mv "$run/log" "$run/log.before"
     : >"$run/log"
     # setsid: no terminal and no ssh session takes it along, and the group has one id.
-    setsid bash "${BASH_SOURCE[0]}" supervise "$@" </dev/null >>"$run/log" 2>&1 &
+    setsid bash "${BASH_SOURCE[0]}" supervise "$@" </dev/null >"$run/log" 2>&1 &
     echo "$!" >"$run/pid"
 }
 
@@ -80,7 +81,7 @@ supervise() {
     trap : TERM INT
     cd "$code"
     local status=0
-    .venv/bin/python -m corm_jax.main --distributed "$@" || status=$?
+    PYTHONUNBUFFERED=1 .venv/bin/python -m corm_jax.main --distributed "$@" || status=$?
     # ssh exits with 255 when the connection breaks, and gcloud then connects again.
     ((status != 255)) || status=254
     echo "$status" >"$run/status.new"
@@ -102,9 +103,7 @@ result() {
 
 follow() {
     [[ -f $run/pid ]] || die "nothing was started"
-    local from=+1 label
-    label=$(hostname)
-    label="[${label##*/}] "
+    local from=+1
     # After a broken connection: a little of what was printed already.
     [[ ! -e $run/followed ]] || from=20
     touch "$run/followed"
@@ -112,12 +111,7 @@ follow() {
         tail -n "$from" -s 0.5 -f --pid="$(<"$run/pid")" "$run/log"
     else
         tail -n "$from" "$run/log"
-    fi | sed -u "s/^/$label/"
-    # The group leader may take a moment to write the code.
-    for _ in {1..50}; do
-        [[ $(result) == running ]] || break
-        sleep 0.1
-    done
+    fi | sed -u "s/^/[$(hostname)] /"
     exit "$(result)"
 }
 

@@ -117,6 +117,7 @@ def test_signals_are_passed_on(machine: Machine, number: signal.Signals, code: i
     ("arguments", "message"),
     [
         (["--volume=/nonexistent:/runs", "--", CONFIG], "/nonexistent does not exist"),
+        (["--volume", "/tmp:/runs", "--", CONFIG], "--volume needs a value: --volume=VALUE"),
         (["--volume=runs:/runs", "--", CONFIG], "two absolute paths, not 'runs:/runs'"),
         (["--volume=/tmp:/data", "--", CONFIG], "/corm_jax/runs would go with the container"),
         (["--", CONFIG, "--workdir=/runs"], "/runs would go with the container"),

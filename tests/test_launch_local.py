@@ -72,6 +72,7 @@ def test_processes_get_their_environment_and_every_flag_as_it_was_given(machine:
             "env",
             f"XLA_FLAGS=--xla_a=1 {devices}",
             "JAX_PLATFORMS=cpu",
+            "PYTHONUNBUFFERED=1",
             "CORM_COORDINATOR=localhost:23456",
             "CORM_NUM_PROCESSES=2",
             f"CORM_PROCESS_ID={process}",
@@ -170,6 +171,7 @@ def test_restarts_after_preemption_but_not_after_an_error(
         (["--port=x", "--", CONFIG], "--port must be a whole number from 0, not 'x'"),
         (["--proceses=2", "--", CONFIG], "unknown option --proceses=2"),
         (["--processes", "2", "--", CONFIG], "--processes needs a value: --processes=VALUE"),
+        (["--$(touch hacked)=1", "--", CONFIG], "unknown option --$(touch hacked)=1"),
         ([CONFIG], "unknown option --config="),
         (["2", "--", CONFIG], "unexpected argument '2'"),
         (["--", "--config=configs/none.py:demo"], "config file configs/none.py is not in"),
@@ -179,6 +181,7 @@ def test_refusals(machine: Machine, arguments: list[str], message: str) -> None:
     machine.add("python")
     assert message in refused(machine.run(SCRIPT, *arguments))
     assert machine.calls() == []
+    assert not (machine.home / "hacked").exists()
 
 
 def test_refuses_a_missing_interpreter(machine: Machine) -> None:

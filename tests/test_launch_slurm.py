@@ -60,6 +60,8 @@ def test_each_task_runs_every_flag_as_it_was_given(machine: Machine) -> None:
             "--wait=300",
             "--gpu-bind=none",
             "--cpus-per-task=6",
+            "env",
+            "PYTHONUNBUFFERED=1",
             "python",
             "-m",
             "corm_jax.main",
