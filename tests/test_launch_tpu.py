@@ -1,9 +1,7 @@
-"""launch/tpu_vm.sh and launch/tpu_queued.sh against a fake gcloud whose hosts run real shells."""
+"""launch/tpu_vm.sh, tpu_queued.sh: runs against a fake gcloud whose hosts run real shells."""
 
-import json
 import os
 import shlex
-import shutil
 import signal
 import subprocess
 import time
@@ -11,133 +9,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from launching import (
-    AWKWARD,
-    CONFIG,
-    REPOSITORY,
-    Machine,
-    printed_commands,
-    refused,
-    without_program,
-)
-
-VM = "tpu_vm.sh"
-QUEUED = "tpu_queued.sh"
-WORKDIR = "--workdir=gs://bucket/run"
-PLACE = [
-    "--name=corm",
-    "--project=some-project",
-    "--zone=us-central2-b",
-    "--accelerator-type=v4-8",
-    "--runtime-version=tpu-ubuntu2204-base",
-    "--poll=0",
-]
-# The hosts' python3: answers the check of its version, and makes a .venv whose python is
-# `train`, which installs nothing and takes its exit codes from a file.
-PYTHON3 = """\
-import os, pathlib, sys
-if sys.argv[1] == "-c":
-    sys.exit(os.environ.get("HOSTS_PYTHON") == "3.10")
-if "venv" in sys.argv:
-    binaries = pathlib.Path(sys.argv[-1]) / "bin"
-    binaries.mkdir(parents=True)
-    (binaries / "python").symlink_to(os.environ["FAKE_TRAIN"])
-"""
-TRAIN = """\
-import os, pathlib, signal, sys, time
-if "corm_jax.main" in sys.argv:
-    codes = pathlib.Path(os.environ["FAKE_CLOUD"]) / "codes"
-    code, *later = codes.read_text().split() if codes.exists() else ["0"]
-    codes.write_text(" ".join(later or [code]))
-    print("trains in", os.getcwd(), flush=True)
-    if code == "wait":
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
-        time.sleep(60)
-    sys.exit(int(code))
-"""
+from launching import AWKWARD, CONFIG, printed_commands, refused
+from launching_tpu import PLACE, QUEUED, UP, VM, WORKDIR, Cloud, make_checkout
 
 
 @pytest.fixture(scope="session")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small checkout in git with the launchers as they are now, committed or not."""
-    path = tmp_path_factory.mktemp("checkout")
-    for name in ("launch", "configs"):
-        shutil.copytree(REPOSITORY / name, path / name)
-    shutil.copy(REPOSITORY / "setup.cfg", path)
-    identity = ["-c", "user.name=test", "-c", "user.email=test@example.com"]
-    for command in (["init", "--quiet"], ["add", "."], ["commit", "--quiet", "--message=test"]):
-        subprocess.run(["git", *identity, *command], cwd=path, check=True)
-    return path
-
-
-class Cloud(Machine):
-    """A machine with gcloud, and the cloud behind it."""
-
-    def __init__(self, path: Path, checkout: Path) -> None:
-        super().__init__(path, checkout / "launch")
-        self.root = path / "cloud"
-        self.root.mkdir()
-        self.add("gcloud", (REPOSITORY / "tests" / "fake_gcloud.py").read_text())
-        self.add("python3", PYTHON3)
-        self.train = self.add("train", TRAIN)
-
-    def environment(self, **variables: str) -> dict[str, str]:
-        return super().environment(
-            FAKE_CLOUD=str(self.root), FAKE_TRAIN=str(self.train), **variables
-        )
-
-    def set(self, codes: str = "0", **world: object) -> None:
-        """Sets exit codes of successive runs, and the state of fake_gcloud.py."""
-        (self.root / "codes").write_text(codes)
-        self.change(**world)
-
-    def change(self, **world: object) -> None:
-        file = self.root / "world.json"
-        known = json.loads(file.read_text()) if file.exists() else {}
-        file.write_text(json.dumps(known | world))
-
-    @property
-    def world(self) -> dict:
-        return json.loads((self.root / "world.json").read_text())
-
-    def commands(self) -> list[str]:
-        """Returns the gcloud commands by their words alone, such as "tpu-vm create"."""
-        calls = []
-        for call in self.calls("gcloud"):
-            words = [word for word in call[1:] if not word.startswith("--")]
-            remote = [word for word in call if word.startswith("--command=")]
-            action = remote[0].split()[-1 if "start" not in remote[0] else 2] if remote else ""
-            calls.append(" ".join(words[2:4]) + (f" {action.removesuffix(';')}" if remote else ""))
-        return calls
-
-    def changes(self) -> list[str]:
-        """Returns what the commands changed: creations, deletions, uploads, remote commands."""
-        reading = ("list", "describe", "locations", "accelerator-types", "versions", "gs:")
-        return [
-            command
-            for command in self.commands()
-            if command and not any(word in command for word in reading)
-        ]
-
-    def runs(self) -> list[list[str]]:
-        """Returns the flags of each run of the training program."""
-        return [
-            call[4:]
-            for call in self.calls("train")
-            if call[:4] == ["train", "-m", "corm_jax.main", "--distributed"]
-        ]
+    return make_checkout(tmp_path_factory.mktemp("checkout"))
 
 
 @pytest.fixture
 def cloud(tmp_path: Path, checkout: Path) -> Iterator[Cloud]:
-    cloud = Cloud(tmp_path / "machine", checkout)
-    yield cloud
-    for pid in cloud.root.glob("*/*/corm_jax_run/pid"):
-        group = f"-{pid.read_text().strip()}"
-        subprocess.run(["kill", "-KILL", "--", group], check=False, stderr=subprocess.DEVNULL)
-
-
-UP = ["tpu-vm scp", "tpu-vm ssh fi", "tpu-vm ssh start", "tpu-vm ssh follow"]
+    with Cloud(tmp_path / "machine", checkout) as cloud:
+        yield cloud
 
 
 def test_slice_is_created_and_runs_every_flag_as_it_was_given(cloud: Cloud) -> None:
@@ -322,132 +206,11 @@ def test_broken_connection_is_not_the_end_of_the_run(cloud: Cloud) -> None:
     assert len(cloud.runs()) == 1
 
 
-def test_queued_slice_is_replaced_when_it_is_taken_away(cloud: Cloud) -> None:
-    cloud.set(codes="wait 0", fates=["preempt"])
-    result = cloud.run(QUEUED, *PLACE, "--delete=success", "--", CONFIG, WORKDIR)
-    assert result.returncode == 0, result.stderr
-    once = ["queued-resources create", *UP]
-    assert cloud.changes() == [*once, "queued-resources delete"] * 2
-    assert cloud.world["requests"] == {}
-
-
 def test_slice_that_is_taken_away_ends_tpu_vm(cloud: Cloud) -> None:
-    cloud.set(codes="wait", fates=["preempt"])
+    cloud.set(fates=["preempt"])
     result = cloud.run(VM, *PLACE, "--", CONFIG)
     assert result.returncode == 255
-    assert len(cloud.runs()) == 1
-
-
-def test_queued_request_that_failed(cloud: Cloud) -> None:
-    cloud.set(requests={"corm": "FAILED"})
-    result = cloud.run(QUEUED, *PLACE, "--", CONFIG, WORKDIR)
-    assert "error: no such capacity" in result.stdout
-    assert "Remove it before the next: gcloud compute tpus queued-resources delete corm" in (
-        refused(result, first=False)
-    )
-    assert cloud.changes() == []
-
-
-def test_queued_request_is_waited_for(cloud: Cloud) -> None:
-    cloud.set(requests={"corm": "WAITING_FOR_RESOURCES"})
-    process = subprocess.Popen(
-        [cloud.launch / QUEUED, *PLACE, "--delete=success", "--", CONFIG, WORKDIR],
-        stderr=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        text=True,
-        env=cloud.environment(LAUNCH_POLL="1"),
-    )
-    assert process.stderr is not None
-    while "WAITING_FOR_RESOURCES" not in process.stderr.readline():
-        pass
-    (cloud.root / "corm" / "host0").mkdir(parents=True)
-    cloud.change(requests={"corm": "ACTIVE"}, slices={"corm": ["READY", "v4-8"]})
-    process.communicate(timeout=30)
-    assert process.returncode == 0
-    assert cloud.changes() == [*UP, "queued-resources delete"]
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"--name": "Corm"}, "--name must be of at most 63 small letters"),
-        ({"--name": "c;rm -rf"}, "--name must be of at most 63 small letters"),
-        ({"--zone": "us-central9-z"}, "there are: us-central1-a us-central2-b"),
-        ({"--accelerator-type": "v4-7"}, "--accelerator-type=v4-7 is not offered"),
-        ({"--runtime-version": "tpu"}, "--runtime-version=tpu is not offered"),
-        ({"--project": None}, "--project is missing (or the environment variable LAUNCH_PROJECT)"),
-        ({"--accelerator-type": None}, "environment variable LAUNCH_ACCELERATOR_TYPE)"),
-        ({"--delete": "yes"}, "--delete must be one of: never success always; not 'yes'"),
-        ({"--max-restarts": "-1"}, "--max-restarts must be a whole number from 0"),
-        ({"--": "--workdir=gs://other/run"}, "bucket gs://other cannot be read"),
-        ({"--": "--config.data.data_dir=gs://other"}, "bucket gs://other cannot be read"),
-        ({"--": "--config=configs/none.py"}, "config file configs/none.py is not in"),
-    ],
-)
-def test_refused_before_anything_is_created(
-    cloud: Cloud, change: dict[str, str | None], message: str
-) -> None:
-    options = dict(option.split("=", 1) for option in PLACE) | change
-    flags = [CONFIG, WORKDIR, options.pop("--", None) or WORKDIR]
-    values = [f"{key}={value}" for key, value in options.items() if value is not None]
-    result = cloud.run(VM, *values, "--", *flags)
-    assert message in refused(result, first=False)
-    assert cloud.changes() == []
-
-
-def test_queued_is_refused_before_anything_is_created(cloud: Cloud) -> None:
-    result = cloud.run(QUEUED, *PLACE, "--", CONFIG, "--workdir=gs://other/run")
-    assert "bucket gs://other cannot be read" in refused(result, first=False)
-    assert cloud.changes() == []
-
-
-@pytest.mark.parametrize(
-    ("world", "messages"),
-    [
-        ({"account": ""}, ["nobody is logged in to gcloud; run: gcloud auth login"]),
-        (
-            {"refuse": {"compute tpus locations": "PERMISSION_DENIED: Cloud TPU API is off"}},
-            ["PERMISSION_DENIED: Cloud TPU API is off", "its message stands above"],
-        ),
-        ({"slices": {"corm": ["READY", "v4-16"]}}, ["corm exists as a v4-16"]),
-        ({"slices": {"corm": ["PREEMPTED", "v4-8"]}}, ["corm exists and is PREEMPTED", "delete"]),
-    ],
-)
-def test_tpu_vm_refuses(cloud: Cloud, world: dict, messages: list[str]) -> None:
-    cloud.set(**world)
-    result = cloud.run(VM, *PLACE, "--", CONFIG)
-    assert result.returncode == 1
-    for message in messages:
-        assert message.replace("its message", "gcloud's message") in result.stderr
-    assert cloud.changes() == []
-
-
-@pytest.mark.parametrize(("script", "kind"), [(VM, "tpu-vm"), (QUEUED, "queued-resources")])
-def test_no_quota_passes_the_message_on(cloud: Cloud, script: str, kind: str) -> None:
-    cloud.set(refuse={f"compute tpus {kind} create": "RESOURCE_EXHAUSTED: Quota limit 'TPUV4'"})
-    result = cloud.run(script, *PLACE, "--delete=always", "--", CONFIG, WORKDIR)
-    assert "RESOURCE_EXHAUSTED: Quota limit 'TPUV4'" in result.stderr
-    assert "iam-admin/quotas" in refused(result, first=False)
-    assert cloud.changes() == [f"{kind} create"]  # and no deletion of what is not there
-
-
-def test_results_are_not_deleted_with_the_slice(cloud: Cloud) -> None:
-    message = refused(cloud.run(VM, *PLACE, "--delete=always", "--", CONFIG))
-    assert "give a bucket: --workdir=gs://BUCKET/DIR" in message
-    message = refused(cloud.run(QUEUED, *PLACE, "--", CONFIG, "--workdir=runs/x"))
-    assert "takes its disk along" in message
-
-
-def test_config_must_be_committed(cloud: Cloud, checkout: Path) -> None:
-    (checkout / "configs" / "mine.py").touch()
-    result = cloud.run(VM, *PLACE, "--", "--config=configs/mine.py:demo")
-    assert "is not in the last commit" in refused(result)
-
-
-def test_missing_gcloud(cloud: Cloud, tmp_path: Path) -> None:
-    path = without_program(cloud.environment(), ["gcloud"], tmp_path / "bin")
-    result = cloud.run(VM, *PLACE, "--", CONFIG, PATH=path)
-    assert "install the Google Cloud CLI: https://" in refused(result)
+    assert cloud.changes() == ["tpu-vm create", *UP]
 
 
 def test_hosts_with_an_old_python_get_a_newer_one(cloud: Cloud) -> None:
@@ -478,3 +241,41 @@ def test_worker_reports_a_host_that_was_reset(cloud: Cloud) -> None:
     started = time.monotonic()
     subprocess.run(["bash", worker, "stop"], env=cloud.environment(), check=True)
     assert time.monotonic() - started < 5
+
+
+def test_queued_slice_is_replaced_when_it_is_taken_away(cloud: Cloud) -> None:
+    cloud.set(fates=["preempt"])
+    result = cloud.run(QUEUED, *PLACE, "--delete=success", "--", CONFIG, WORKDIR)
+    assert result.returncode == 0, result.stderr
+    once = ["queued-resources create", *UP]
+    assert cloud.changes() == [*once, "queued-resources delete"] * 2
+    assert cloud.world["requests"] == {}
+
+
+def test_queued_request_that_failed(cloud: Cloud) -> None:
+    cloud.set(requests={"corm": "FAILED"})
+    result = cloud.run(QUEUED, *PLACE, "--", CONFIG, WORKDIR)
+    assert "error: no such capacity" in result.stdout
+    assert "Remove it before the next: gcloud compute tpus queued-resources delete corm" in (
+        refused(result, first=False)
+    )
+    assert cloud.changes() == []
+
+
+def test_queued_request_is_waited_for(cloud: Cloud) -> None:
+    cloud.set(requests={"corm": "WAITING_FOR_RESOURCES"})
+    process = subprocess.Popen(
+        [cloud.launch / QUEUED, *PLACE, "--delete=success", "--", CONFIG, WORKDIR],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        env=cloud.environment(LAUNCH_POLL="1"),
+    )
+    assert process.stderr is not None
+    while "WAITING_FOR_RESOURCES" not in process.stderr.readline():
+        pass
+    (cloud.root / "corm" / "host0").mkdir(parents=True)
+    cloud.change(requests={"corm": "ACTIVE"}, slices={"corm": ["READY", "v4-8"]})
+    process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert cloud.changes() == [*UP, "queued-resources delete"]
