@@ -77,7 +77,7 @@ class Machine:
         }
 
     def run(
-        self, script: str, *arguments: str, timeout: float = 60, **variables: str
+        self, script: str, *arguments: str, timeout: float = 180, **variables: str
     ) -> subprocess.CompletedProcess[str]:
         """Runs launch/`script` to its end."""
         return subprocess.run(

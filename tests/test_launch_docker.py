@@ -108,7 +108,7 @@ def test_signals_are_passed_on(machine: Machine, number: signal.Signals, code: i
     assert process.stdout is not None
     assert process.stdout.readline() == "waits\n"
     os.killpg(process.pid, number)
-    process.communicate(timeout=20)
+    process.communicate(timeout=90)
     assert process.returncode == code
     assert [call[1] for call in machine.calls("docker")] == ["version", "build", "run"]
 

@@ -112,7 +112,7 @@ def test_failure_of_one_stops_all_and_gives_its_code(machine: Machine) -> None:
     started = time.monotonic()
     result = machine.run(SCRIPT, "--processes=3", "--", CONFIG, FAILS="1")
     assert result.returncode == 3
-    assert time.monotonic() - started < 15
+    assert time.monotonic() - started < 25
     assert "process 1 ended with code 3" in result.stderr
     assert sorted(line for line in result.stdout.splitlines() if "got" in line) == [
         "[0] got SIGTERM",
@@ -136,7 +136,7 @@ def test_sigterm_reaches_every_process_and_nothing_is_restarted(machine: Machine
     process = start(machine, "--processes=2", "--max-restarts=5", "--", CONFIG)
     read_until(process, 2)
     process.send_signal(signal.SIGTERM)
-    output, errors = process.communicate(timeout=30)
+    output, errors = process.communicate(timeout=90)
     assert process.returncode == 75, errors
     assert sorted(output.splitlines()) == ["[0] got SIGTERM", "[1] got SIGTERM"]
     assert "the same command goes on from the last checkpoint" in errors
@@ -148,7 +148,7 @@ def test_ctrl_c_reaches_every_process_once(machine: Machine) -> None:
     process = start(machine, "--processes=2", "--", CONFIG)
     read_until(process, 2)
     os.killpg(process.pid, signal.SIGINT)  # what a terminal does
-    output, errors = process.communicate(timeout=30)
+    output, errors = process.communicate(timeout=90)
     assert process.returncode == 130, errors
     assert sorted(output.splitlines()) == ["[0] got SIGINT", "[1] got SIGINT"]
 

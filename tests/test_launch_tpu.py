@@ -123,7 +123,7 @@ def test_interruption(cloud: Cloud, number: signal.Signals, delete: str) -> None
         os.killpg(process.pid, number)  # as a terminal does
     else:
         process.send_signal(number)
-    _, errors = process.communicate(timeout=20)
+    _, errors = process.communicate(timeout=90)
     assert process.returncode == 128 + number, errors
     if delete == "always":
         assert cloud.world["slices"] == {}
@@ -145,7 +145,7 @@ def test_interruption(cloud: Cloud, number: signal.Signals, delete: str) -> None
     while "trains in" not in again.stdout.readline():
         pass
     subprocess.run(stop, shell=True, check=True, env=cloud.environment())
-    again.communicate(timeout=20)
+    again.communicate(timeout=90)
     assert again.returncode == 75
     assert len(cloud.runs()) == 1
 
@@ -200,7 +200,7 @@ def test_broken_connection_is_not_the_end_of_the_run(cloud: Cloud) -> None:
         pass
     pid = (cloud.root / "corm" / "host0" / "corm_jax_run" / "pid").read_text().strip()
     subprocess.run(["kill", "-TERM", "--", f"-{pid}"], check=True)
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=90)
     assert process.returncode == 75, errors
     assert errors.count("the connection broke, the run goes on") == 2
     assert len(cloud.runs()) == 1
@@ -276,6 +276,6 @@ def test_queued_request_is_waited_for(cloud: Cloud) -> None:
         pass
     (cloud.root / "corm" / "host0").mkdir(parents=True)
     cloud.change(requests={"corm": "ACTIVE"}, slices={"corm": ["READY", "v4-8"]})
-    process.communicate(timeout=30)
+    process.communicate(timeout=90)
     assert process.returncode == 0
     assert cloud.changes() == [*UP, "queued-resources delete"]
