@@ -109,10 +109,6 @@ def _join(how: str, **arguments: Any) -> None:
             f"{how}: the processes of this run did not find each other ({reason}); start all of "
             "them, or set CORM_COORDINATOR, CORM_NUM_PROCESSES and CORM_PROCESS_ID"
         ) from error
-    index = jax_distributed.global_state.process_id
-    if index:
-        # The first process speaks for all; a warning may be of what this one alone sees.
-        logging.getLogger("corm_jax").setLevel(logging.WARNING)
     if jax.default_backend() == "cpu":
         hide_native_stdout()
     watch = threading.Thread(target=_end_with_others, name="end_with_others", daemon=True)
@@ -123,6 +119,12 @@ def _join(how: str, **arguments: Any) -> None:
 def is_first() -> bool:
     """Returns whether this process writes the run's files and tells its progress."""
     return jax.process_index() == 0
+
+
+def let_first_speak() -> None:
+    """Leaves messages to the first process; a warning may be of what another one alone sees."""
+    if not is_first():
+        logging.getLogger("corm_jax").setLevel(logging.WARNING)
 
 
 @contextlib.contextmanager
@@ -172,7 +174,12 @@ class EndingTogether:
         trace: TracebackType | None,
     ) -> bool:
         """Ends the process where there are others; see the class."""
-        if error is None or isinstance(error, SystemExit) or _client() is None:
+        if _client() is None:
+            return False
+        if error is None or isinstance(error, SystemExit):
+            if error is None or not error.code:
+                # Still watched: an error of another, which is not done, ends this one as well.
+                _client().wait_at_barrier("corm_jax/done", int(PREPARE_SECONDS * 1000))
             return False
         if isinstance(error, UserError):
             end(f"error: {error}", 1)

@@ -47,6 +47,7 @@ def main(_: list[str]) -> None:
 
     if DISTRIBUTED.value:
         distributed.start_from_cluster()
+    distributed.let_first_speak()
 
     name = config_flags.get_config_filename(flags.FLAGS["config"])
     workdir = local_path(WORKDIR.value, "--workdir") if WORKDIR.value else default_workdir(name)

@@ -139,5 +139,5 @@ class RunEvaluation:
 
 def _of_all_hosts(pairs: PairedLoader) -> PairedLoader:
     """Returns a loader of whole batches, not of this host's part of each."""
-    loaders = (pairs.images, pairs.companions)
-    return PairedLoader(*(replace(loader, shard=(0, 1)) for loader in loaders), pairs.name)
+    images, companions = (replace(x, shard=(0, 1)) for x in (pairs.images, pairs.companions))
+    return replace(pairs, images=images, companions=companions)

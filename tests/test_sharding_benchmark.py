@@ -22,7 +22,7 @@ def test_memory_of_the_state_falls_with_fsdp(tmp_path: Path) -> None:
     state = [found[f"memory_state/{model}/4/{mesh}/kept"] for mesh in ("data", "fsdp")]
     # 5.6 million parameters, each with two moments, in float32. Small arrays are not sharded.
     assert state[0] == pytest.approx(5.6 * 3 * 4, rel=0.03)
-    assert state[0] / 4 < state[1] < 1.2 * state[0] / 4
+    assert state[0] / 4 < state[1] < 1.3 * state[0] / 4
     assert all(found[f"memory_working/{model}/4/{mesh}/kept"] > 0 for mesh in ("data", "fsdp"))
     assert done.stdout.count("\n| 4 |") == 2
 
