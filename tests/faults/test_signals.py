@@ -43,7 +43,8 @@ def test_sigterm_in_the_final_evaluation_exits_with_75(half: Training) -> None:
 
 def test_ctrl_c_says_how_to_go_on(half: Training) -> None:
     running = half.start()
-    running.wait_until(lambda: half.steps_taken() > 10)
+    start = running.went_on_from()
+    running.wait_until(lambda: half.steps_taken() > start)
     running.send(signal.SIGINT)
     assert running.end() == 130
     last = running.printed().splitlines()[-1]
