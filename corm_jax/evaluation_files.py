@@ -43,6 +43,8 @@ def provenance(
             "image_size": data.image_size,
             "center_crop_share": data.center_crop_share,
             "interpolation": "bilinear",
+            # Follows from the image size, so that it is no reason not to compare.
+            "dilations": dilations(data.image_size),
             "mean": list(subject.statistics.mean),
             "std": list(subject.statistics.std),
         },
@@ -53,7 +55,6 @@ def provenance(
             "sha256": _hash_images(split),
         },
         "masks": {"images": int(split.has_mask.sum()), "sha256": _hash_masks(split)},
-        "core_region": {"dilations": dilations(data.image_size)},
         "noise": {key: config.eval[key] for key in ("sigma", "trials", "seed")},
         "versions": report.versions(subject.packages),
     }

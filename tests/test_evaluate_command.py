@@ -68,7 +68,7 @@ def test_a_run_has_the_metrics_that_it_ended_with(trained: Trained, evaluated: P
                 assert low - 1e-9 <= found[name] <= high + 1e-9
     about = results["provenance"]
     assert about["noise"] == {"sigma": 0.25, "trials": 2, "seed": 0}
-    assert about["core_region"] == {"dilations": 2}  # 15 at 224 pixels, in proportion at 32
+    assert about["preprocessing"]["dilations"] == 2  # 15 at 224 pixels, in proportion at 32
     assert "torch" not in about["versions"]
     assert about["model"]["weights"].startswith("sha256:")
     assert about["data"]["images"] == found["images"]

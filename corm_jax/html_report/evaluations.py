@@ -132,10 +132,12 @@ def _of_run(results: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
     return {
         "provenance": {
             "model": {"name": results["model"], "objective": objective, "control": control},
-            "preprocessing": {"image_size": config["data"]["image_size"]},
+            "preprocessing": {
+                "image_size": config["data"]["image_size"],
+                "dilations": protocol["dilations"],
+            },
             "data": {key: config["data"][key] for key in RUN_DATA}
             | {"images": int(results["metrics"]["images"])},
-            "core_region": {"dilations": protocol["dilations"]},
             "noise": {
                 "sigma": protocol["sigma"],
                 "trials": protocol["trials"],

@@ -85,7 +85,6 @@ def provenance(model: str, images: int, **changes: Any) -> dict[str, dict[str, A
             "sha256": "a" * 64,
         },
         "masks": {"images": images, "sha256": "b" * 64},
-        "core_region": {"dilations": 15},
         "noise": {"sigma": 0.25, "trials": TRIALS, "seed": 0},
         "versions": {"corm_jax": "0.1.0", "jax": "0.10.2"},
     }
