@@ -149,19 +149,14 @@ flag_value() {
 
 # Refuses flags of corm_jax.main that could only fail once machines have been paid for.
 check_flags() {
-    local config
+    local config flag
+    for flag in "${flags[@]}"; do
+        [[ $flag != *://* ]] ||
+            die "the program reads and writes files, not URLs, but a flag is $flag; mount the bucket where it runs, and name the path that it has there, such as /mnt/BUCKET/DIR"
+    done
     config=$(flag_value config)
     [[ -n $config ]] || die "name a config after --, such as: -- --config=configs/vit_corm.py"
     (cd "$repository" && [[ -f ${config%%:*} ]]) || die "config file ${config%%:*} is not in $repository"
-}
-
-# Refuses gs:// buckets in the flags of corm_jax.main that gcloud cannot find.
-check_buckets() {
-    local bucket
-    for bucket in $(printf '%s\n' "${flags[@]}" | grep -o 'gs://[a-z0-9][a-z0-9._-]*' | sort -u); do
-        query gcloud storage buckets describe "$bucket" '--format=value(name)' >/dev/null ||
-            die "bucket $bucket cannot be read; gcloud's message stands above. Create it with: gcloud storage buckets create $bucket; or ask its owner for storage.buckets.get"
-    done
 }
 
 # restart_while_preempted COMMAND...: runs it again while it exits with 75, at most

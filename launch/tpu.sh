@@ -7,8 +7,8 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 readonly BUSY=69
 
 # The options of both, with their defaults; tpu_vm.sh and tpu_queued.sh add their own.
-option=([name]='' [project]='' [zone]='' [accelerator-type]='' [runtime-version]='' [spot]=false
-    [delete]=never [max-restarts]=100 [poll]=30)
+option=([name]='' [project]='' [zone]='' [accelerator-type]='' [runtime-version]='' [bucket]=''
+    [spot]=false [delete]=never [max-restarts]=100 [poll]=30)
 # shellcheck disable=SC2034 # read by parse_options
 repeatable=([create-flag]=1 [connect-flag]=1)
 # shellcheck disable=SC2034 # read by tpu_vm.sh and tpu_queued.sh
@@ -22,8 +22,10 @@ shared_options() {
   --zone=ZONE                such as us-central2-b: gcloud compute tpus locations list
   --accelerator-type=TYPE    such as v4-8 or v5litepod-16: gcloud compute tpus tpu-vm accelerator-types list
   --runtime-version=VERSION  such as tpu-ubuntu2204-base: gcloud compute tpus tpu-vm versions list
+  --bucket=BUCKET            of Cloud Storage, by its name: every host mounts it as /mnt/BUCKET
   --delete=WHEN              delete the slice at the end: never (the default), success, or always,
-                             which includes errors and Ctrl-C
+                             which includes errors and Ctrl-C; the disks go too, so that all but
+                             never needs --bucket and --workdir=/mnt/BUCKET/DIR
   --max-restarts=N           how often to start what was preempted again (100)
   --poll=SECONDS             between two looks at a state (30)
   --create-flag=FLAG         passed to gcloud's create command; may be repeated
@@ -31,8 +33,9 @@ shared_options() {
   --dry-run                  print the commands, run none
 
 Each option can stand in the environment instead: LAUNCH_ZONE=..., LAUNCH_ACCELERATOR_TYPE=...
-Before anything is created, name, zone, accelerator type, runtime version, config file and every
-gs:// bucket in the flags are checked. What is uploaded is the last commit of this checkout.
+Before anything is created, name, zone, accelerator type, runtime version, bucket and config file
+are checked. What is uploaded is the last commit of this checkout. The slice's service account must
+be allowed to read and write the bucket. Training on a mounted bucket has not been tried on real hosts.
 END
 }
 
@@ -45,11 +48,16 @@ check_tpu_options() {
     place=(--zone="${option[zone]}" --project="${option[project]}")
     [[ $name =~ ^[a-z]([-a-z0-9]{0,61}[a-z0-9])?$ ]] ||
         die "--name must be of at most 63 small letters, digits and dashes and start with a letter, not '$name'"
-    local workdir
+    [[ -z ${option[bucket]} || ${option[bucket]} =~ ^[a-z0-9][-a-z0-9._]{1,220}[a-z0-9]$ ]] ||
+        die "--bucket must be the name of a bucket, without gs:// and without a directory, not '${option[bucket]}'"
+}
+
+# Refuses a run whose results would be lost with the disk of the slice.
+check_workdir() {
+    local bucket=${option[bucket]:-BUCKET} workdir
     workdir=$(flag_value workdir)
-    if [[ ${option[delete]} != never && $workdir != *://* ]]; then
-        die "--delete=${option[delete]} would delete the results with the slice; give a bucket: --workdir=gs://BUCKET/DIR"
-    fi
+    [[ -n ${option[bucket]} && $workdir == "/mnt/$bucket"/?* && $workdir/ != */../* ]] ||
+        die "the disk of the slice is deleted with it, and the workdir '$workdir' is on it; give --bucket=$bucket and, after --, --workdir=/mnt/$bucket/DIR"
 }
 
 # Refuses what would fail later and is known now; the commands only read.
@@ -68,7 +76,15 @@ check_cloud() {
     check_offer zone locationId gcloud compute tpus locations list --project="${option[project]}"
     check_offer accelerator-type type gcloud compute tpus tpu-vm accelerator-types list "${place[@]}"
     check_offer runtime-version version gcloud compute tpus tpu-vm versions list "${place[@]}"
-    check_buckets
+    check_bucket
+}
+
+check_bucket() {
+    local bucket=gs://${option[bucket]}
+    [[ -n ${option[bucket]} ]] || return 0
+    query gcloud storage buckets describe "$bucket" '--format=value(name)' >/dev/null ||
+        die "bucket $bucket cannot be read; gcloud's message stands above." \
+            "Create it with: gcloud storage buckets create $bucket --uniform-bucket-level-access --enable-hierarchical-namespace; or ask its owner for storage.buckets.get"
 }
 
 # check_offer OPTION FIELD COMMAND...: refuses a value of OPTION that COMMAND does not list.
@@ -117,9 +133,20 @@ install_code() {
     remote all "$unpack"
 }
 
+# Before every start: a host that was reset has lost its mounts.
+mount_bucket() {
+    local code=0
+    [[ -n ${option[bucket]} ]] || return 0
+    remote all "$(worker mount "${option[bucket]}")" || code=$?
+    ((code == 0)) || say "${option[bucket]} was not mounted on every host; the messages stand above." \
+        "The slice's service account needs roles/storage.objectUser on it"
+    return "$code"
+}
+
 # Starts the run on all hosts, or finds it running.
 start_run() {
     local code=0
+    mount_bucket || return
     remote all "$(worker start -- "${flags[@]}")" || code=$?
     if ((code == BUSY)); then
         delete_command=() # not ours to delete

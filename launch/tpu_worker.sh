@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
-# On each host of a TPU slice: installs the code, and runs it so that it outlives the connection.
-# tpu_vm.sh and tpu_queued.sh upload it with the code and call it through ssh.
+# On each host of a TPU slice: installs the code, mounts a bucket, and runs the code so that it
+# outlives the connection. tpu_vm.sh and tpu_queued.sh upload it with the code and call it by ssh.
 set -euo pipefail
 
 usage() {
     cat <<'END'
-usage: bash corm_jax/launch/tpu_worker.sh install | start -- FLAGS | follow | result | stop | --help
+usage: bash corm_jax/launch/tpu_worker.sh install | mount BUCKET | start -- FLAGS | follow | result | stop | --help
 
   install    makes .venv beside launch/ with this code and jax for TPUs; nothing where that is done
+  mount      mounts a bucket of Cloud Storage as /mnt/BUCKET; nothing where that is done
   start      starts `python -m corm_jax.main --distributed FLAGS` in the background; nothing where
              it runs already with the same flags
   follow     prints the log until the run ends, and exits with its code
@@ -50,6 +51,37 @@ install() {
     .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[tpu]'
     cp setup.cfg .venv/installed
     echo "$(hostname): installed"
+}
+
+# Google's package, from its repository for this release of Debian or Ubuntu:
+# https://cloud.google.com/storage/docs/cloud-storage-fuse/install
+install_gcsfuse() {
+    local url=https://packages.cloud.google.com/apt key=/usr/share/keyrings/cloud.google.asc release
+    # While a new host installs its updates, apt is locked.
+    local apt=(sudo env DEBIAN_FRONTEND=noninteractive apt-get --quiet=2 --option=DPkg::Lock::Timeout=300)
+    release=$(lsb_release --codename --short)
+    curl --fail --silent --show-error --location "$url/doc/apt-key.gpg" | sudo tee "$key" >/dev/null
+    echo "deb [signed-by=$key] $url gcsfuse-$release main" |
+        sudo tee /etc/apt/sources.list.d/gcsfuse.list >/dev/null
+    "${apt[@]}" update
+    "${apt[@]}" install --yes gcsfuse
+}
+
+mount() {
+    [[ -n ${1-} ]] || die "the name of a bucket stands after: mount BUCKET"
+    local target=/mnt/$1
+    if mountpoint -q "$target"; then
+        echo "$(hostname): $target is mounted already"
+        return
+    fi
+    command -v gcsfuse >/dev/null || install_gcsfuse
+    sudo mkdir -p "$target"
+    sudo chown "$(id -u):$(id -g)" "$target"
+    # A checkpoint is a directory that is renamed once it is complete. The caches of metadata, which
+    # on TPU machines never expire, are off: a host sees at once what another has written.
+    gcsfuse --implicit-dirs --rename-dir-limit=100000 --metadata-cache-ttl-secs=0 \
+        --metadata-cache-negative-ttl-secs=0 "$1" "$target"
+    echo "$(hostname): mounted $1 as $target"
 }
 
 start() {
@@ -130,7 +162,7 @@ stop() {
 
 case ${1-} in
     install | follow | result | stop) "$1" ;;
-    start | supervise) "$@" ;;
+    mount | start | supervise) "$@" ;;
     --help | -h) usage ;;
     *) die "unknown command '${1-}'; --help lists them" ;;
 esac

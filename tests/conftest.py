@@ -6,13 +6,14 @@ import os
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from fault_table import table
+from launching_tpu import Cloud, make_checkout
 from PIL import Image
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -59,6 +60,19 @@ def make_folder(tmp_path: Path) -> Callable[..., Path]:
         return folder
 
     return make
+
+
+@pytest.fixture(scope="session")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small checkout of the launchers, in git."""
+    return make_checkout(tmp_path_factory.mktemp("checkout"))
+
+
+@pytest.fixture
+def cloud(tmp_path: Path, checkout: Path) -> Iterator[Cloud]:
+    """A Google Cloud to launch into; what runs there ends with the test."""
+    with Cloud(tmp_path / "machine", checkout) as cloud:
+        yield cloud
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -1,7 +1,8 @@
 """A Google Cloud of one zone in a directory: body of the program `gcloud` of a test's Machine.
 
-Hosts of a slice are directories that serve as home directories; --command runs there in a real
-shell, after gcloud's own splitting at spaces. `world.json` holds the state and what goes wrong:
+Hosts of a slice are directories that serve as home directories, and their bin/ comes first on PATH;
+--command runs there in a real shell, after gcloud's own splitting at spaces. `world.json` holds the
+state and what goes wrong:
 
   hosts       of a slice, 1
   refuse      words of commands that fail, with the message
@@ -64,7 +65,9 @@ def on_hosts(world: dict, name: str, flags: dict) -> int:
     command = flags["command"].split(" ")  # so does gcloud, and ssh joins the words again
     processes = [
         subprocess.Popen(
-            ["bash", "-c", " ".join(command)], cwd=home, env={**os.environ, "HOME": str(home)}
+            ["bash", "-c", " ".join(command)],
+            cwd=home,
+            env=os.environ | {"HOME": str(home), "PATH": f"{home}/bin:{os.environ['PATH']}"},
         )
         for home in homes(world, name, flags["worker"])
     ]

@@ -9,13 +9,14 @@ from launching import REPOSITORY, Machine
 
 VM = "tpu_vm.sh"
 QUEUED = "tpu_queued.sh"
-WORKDIR = "--workdir=gs://bucket/run"
+WORKDIR = "--workdir=/mnt/bucket/run"
 PLACE = [
     "--name=corm",
     "--project=some-project",
     "--zone=us-central2-b",
     "--accelerator-type=v4-8",
     "--runtime-version=tpu-ubuntu2204-base",
+    "--bucket=bucket",
     "--poll=0",
 ]
 # The hosts' python3: answers the check of its version, and makes a .venv whose python is
@@ -41,9 +42,31 @@ if "corm_jax.main" in sys.argv:
         time.sleep(60)
     sys.exit(int(code))
 """
-
-
-UP = ["tpu-vm scp", "tpu-vm ssh fi", "tpu-vm ssh start", "tpu-vm ssh follow"]
+# The hosts' sudo: changes nothing of this machine. What it installs comes to the host's own PATH.
+SUDO = """\
+import os, pathlib, sys
+home = pathlib.Path(os.environ["HOME"])
+if sys.argv[1] == "tee":
+    with (home / "written").open("a") as file:
+        file.write(sys.argv[2] + ": " + sys.stdin.read().strip() + "\\n")
+if sys.argv[-2:] == ["--yes", "gcsfuse"]:
+    (home / "bin").mkdir()
+    (home / "bin" / "gcsfuse").symlink_to(os.environ["FAKE_GCSFUSE"])
+"""
+# Mounts are lines of a file in the host's home directory.
+GCSFUSE = """\
+import os, pathlib, sys
+if os.environ.get("FAIL") == "gcsfuse":
+    sys.exit("Error: 403: storage.objects.list denied")
+with pathlib.Path(os.environ["HOME"], "mounts").open("a") as file:
+    file.write(sys.argv[-1] + "\\n")
+"""
+MOUNTPOINT = """\
+import os, pathlib, sys
+mounts = pathlib.Path(os.environ["HOME"], "mounts")
+sys.exit(not mounts.exists() or sys.argv[-1] not in mounts.read_text().splitlines())
+"""
+UP = ["tpu-vm scp", "tpu-vm ssh fi", "tpu-vm ssh mount", "tpu-vm ssh start", "tpu-vm ssh follow"]
 
 
 def make_checkout(path: Path) -> Path:
@@ -67,10 +90,19 @@ class Cloud(Machine):
         self.add("gcloud", (REPOSITORY / "tests" / "fake_gcloud.py").read_text())
         self.add("python3", PYTHON3)
         self.train = self.add("train", TRAIN)
+        self.add("sudo", SUDO)
+        self.add("mountpoint", MOUNTPOINT)
+        self.add("curl", "print('key')")
+        self.add("lsb_release", "print('jammy')")
+        # Not on PATH before a host has installed it.
+        self.gcsfuse = self.add("gcsfuse", GCSFUSE).rename(path / "gcsfuse")
 
     def environment(self, **variables: str) -> dict[str, str]:
         return super().environment(
-            FAKE_CLOUD=str(self.root), FAKE_TRAIN=str(self.train), **variables
+            FAKE_CLOUD=str(self.root),
+            FAKE_TRAIN=str(self.train),
+            FAKE_GCSFUSE=str(self.gcsfuse),
+            **variables,
         )
 
     def set(self, codes: str = "0", **world: object) -> None:
@@ -91,10 +123,10 @@ class Cloud(Machine):
         """Returns the gcloud commands by their words alone, such as "tpu-vm create"."""
         calls = []
         for call in self.calls("gcloud"):
-            words = [word for word in call[1:] if not word.startswith("--")]
-            remote = [word for word in call if word.startswith("--command=")]
-            action = remote[0].split()[-1 if "start" not in remote[0] else 2] if remote else ""
-            calls.append(" ".join(words[2:4]) + (f" {action.removesuffix(';')}" if remote else ""))
+            words = [word for word in call[1:] if not word.startswith("--")][2:4]
+            for line in [word.split() for word in call if word.startswith("--command=")]:
+                words.append(line[2 if line[1].endswith("/tpu_worker.sh") else -1])
+            calls.append(" ".join(words))
         return calls
 
     def changes(self) -> list[str]:

@@ -122,6 +122,7 @@ def test_signals_are_passed_on(machine: Machine, number: signal.Signals, code: i
         (["--volume=/tmp:/data", "--", CONFIG], "/corm_jax/runs would go with the container"),
         (["--", CONFIG, "--workdir=/runs"], "/runs would go with the container"),
         (["--extra=cpu", "--", CONFIG], "--extra must be one of: gpu tpu; not 'cpu'"),
+        (["--", CONFIG, "--workdir=gs://bucket/a"], "mount the bucket where it runs"),
         ([], "name a config after --"),
     ],
 )
@@ -133,7 +134,7 @@ def test_refused_before_anything_is_built(
 
 
 def test_messages_of_docker_are_passed_on(machine: Machine) -> None:
-    result = machine.run(SCRIPT, "--", CONFIG, "--workdir=gs://bucket/a", FAIL="version")
+    result = machine.run(SCRIPT, "--", CONFIG, FAIL="version")
     assert "Cannot connect to the Docker daemon" in result.stderr
     assert "docker does not answer" in refused(result, first=False)
 

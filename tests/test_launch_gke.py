@@ -28,8 +28,7 @@ elif words == "get nodes":
 elif words.startswith("get jobset") and words.endswith(os.environ.get("EXISTING", "?")):
     print("jobset.jobset.x-k8s.io/" + os.environ["EXISTING"])
 """
-GCLOUD = "import sys; sys.exit('ERROR: not found: 404' if 'gs://other' in sys.argv else 0)"
-WORKDIR = "--workdir=gs://bucket/run"
+WORKDIR = "--workdir=/data/run"
 TPU = [
     "--name=corm",
     "--image=registry.example/corm:tpu",
@@ -37,15 +36,18 @@ TPU = [
     "--topology=4x4",
     "--hosts=4",
     "--chips=4",
+    "--claim=disk",
 ]
-GPU = [*TPU[:1], "--image=corm:gpu", "--accelerator=nvidia-h100-80gb", "--hosts=2", "--chips=8"]
+GPU = [
+    *("--name=corm", "--image=corm:gpu", "--claim=disk"),
+    *("--accelerator=nvidia-h100-80gb", "--hosts=2", "--chips=8"),
+]
 
 
 @pytest.fixture
 def machine(tmp_path: Path) -> Machine:
     machine = Machine(tmp_path / "machine")
     machine.add("kubectl", KUBECTL)
-    machine.add("gcloud", GCLOUD)
     return machine
 
 
@@ -104,18 +106,16 @@ def test_tpu_manifest(machine: Machine) -> None:
     assert machine.calls("kubectl") == [
         [*kubectl, "get", "crd", "jobsets.jobset.x-k8s.io", "--output=name"],
         [*kubectl, "get", "namespace", "team", "--output=name"],
+        [*kubectl, "get", "persistentvolumeclaim", "disk", "--output=name"],
         [*kubectl, "get", "jobset", "corm", "--ignore-not-found", "--output=name"],
         [*kubectl, "get", "nodes", "--output=name", selector],
         [*kubectl, "create", "--dry-run=server", "--filename=-"],
         [*kubectl, "create", "--filename=-"],
     ]
-    assert [call[4] for call in machine.calls("gcloud")] == ["gs://bucket"]
 
 
 def test_gpu_manifest_names_coordinator_and_processes(machine: Machine) -> None:
-    result = machine.run(
-        SCRIPT, *GPU, "--claim=disk", "--", CONFIG, "--workdir=/data/run", "--config.a=$(HOME)"
-    )
+    result = machine.run(SCRIPT, *GPU, "--", CONFIG, WORKDIR, "--config.a=$(HOME)")
     assert result.returncode == 0, result.stderr
     manifest = created(machine)
     assert manifest["metadata"]["annotations"] == {}
@@ -135,6 +135,18 @@ def test_gpu_manifest_names_coordinator_and_processes(machine: Machine) -> None:
         {"name": "data", "persistentVolumeClaim": {"claimName": "disk"}}
     ]
     assert "--distributed" not in container["command"]
+
+
+@pytest.mark.parametrize(
+    ("options", "annotations"), [([], {}), (["--fuse"], {"gke-gcsfuse/volumes": "true"})]
+)
+def test_claim_of_a_bucket_is_mounted_by_a_container_that_gke_adds(
+    machine: Machine, options: list[str], annotations: dict[str, str]
+) -> None:
+    assert machine.run(SCRIPT, *TPU, *options, "--", CONFIG, WORKDIR).returncode == 0
+    [job] = created(machine)["spec"]["replicatedJobs"]
+    template = job["template"]["spec"]["template"]
+    assert template["metadata"] == {"annotations": annotations}
 
 
 def outcome(manifest: dict, *, code: int | None = None, condition: str | None = None) -> str:
@@ -195,12 +207,17 @@ def test_dry_run_prints_what_is_run(machine: Machine) -> None:
         ({"--topology": "4x8"}, "a 4x8 slice has 32 chips, and 4 hosts with 4 have 16"),
         ({"--hosts": "0"}, "--hosts must be a whole number from 1"),
         ({"--": "--workdir=runs/x"}, "a pod's disk goes with it"),
-        ({"--": "--workdir=/data/x"}, "a pod's disk goes with it"),
-        ({"--": "--workdir=gs://other/x"}, "bucket gs://other cannot be read"),
+        ({"--": "--workdir=/data"}, "a pod's disk goes with it"),
+        ({"--": "--workdir=/data/../x"}, "a pod's disk goes with it"),
+        ({"--": "--workdir=gs://bucket/x"}, "mount the bucket where it runs"),
+        ({"--claim": None}, "--claim is missing (or the environment variable LAUNCH_CLAIM)"),
+        ({"--claim": "a b"}, "--claim must be of small letters"),
+        ({"--fuse": "yes"}, "--fuse must be one of: true false; not 'yes'"),
         ({"EXISTING": "corm"}, "JobSet corm exists"),
         ({"FAIL": "current-context"}, "gcloud container clusters get-credentials"),
         ({"FAIL": "get crd"}, "has no JobSet"),
         ({"FAIL": "get namespace"}, "namespace default cannot be used"),
+        ({"FAIL": "get persistentvolumeclaim"}, "the claim disk cannot be used"),
         ({"FAIL": "dry-run=server"}, "the cluster refuses the manifest"),
     ],
 )
@@ -226,14 +243,10 @@ def test_hints_at_the_end_are_commands(machine: Machine) -> None:
     assert hints[0][1] == "--context=a b"
 
 
-def test_missing_kubectl_and_gcloud(machine: Machine, tmp_path: Path) -> None:
-    path = without_program(machine.environment(), ["kubectl", "gcloud"], tmp_path / "bin")
+def test_missing_kubectl(machine: Machine, tmp_path: Path) -> None:
+    path = without_program(machine.environment(), ["kubectl"], tmp_path / "bin")
     message = refused(machine.run(SCRIPT, *TPU, "--", CONFIG, WORKDIR, PATH=path))
     assert "kubectl is not installed here" in message
-    (tmp_path / "bin" / "kubectl").symlink_to(machine.path / "bin" / "kubectl")
-    result = machine.run(SCRIPT, *TPU, "--", CONFIG, WORKDIR, PATH=path)
-    assert result.returncode == 0, result.stderr
-    assert "without gcloud the buckets in the flags are not checked" in result.stderr
 
 
 def test_manifest_with_a_missing_value(tmp_path: Path) -> None:

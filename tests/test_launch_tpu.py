@@ -5,23 +5,11 @@ import shlex
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from launching import AWKWARD, CONFIG, printed_commands, refused
-from launching_tpu import PLACE, QUEUED, UP, VM, WORKDIR, Cloud, make_checkout
-
-
-@pytest.fixture(scope="session")
-def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_checkout(tmp_path_factory.mktemp("checkout"))
-
-
-@pytest.fixture
-def cloud(tmp_path: Path, checkout: Path) -> Iterator[Cloud]:
-    with Cloud(tmp_path / "machine", checkout) as cloud:
-        yield cloud
+from launching_tpu import PLACE, QUEUED, UP, VM, WORKDIR, Cloud
 
 
 def test_slice_is_created_and_runs_every_flag_as_it_was_given(cloud: Cloud) -> None:
@@ -166,7 +154,7 @@ def test_restarts_on_75_and_on_nothing_else(
     cloud.set(codes=codes)
     result = cloud.run(script, *PLACE, "--", CONFIG, WORKDIR)
     assert result.returncode == code, result.stderr
-    assert len(cloud.runs()) == runs
+    assert len(cloud.runs()) == cloud.changes().count("tpu-vm ssh mount") == runs
     assert [change for change in cloud.changes() if "create" in change] == [
         "tpu-vm create" if script == VM else "queued-resources create"
     ]

@@ -1,22 +1,10 @@
 """launch/tpu_vm.sh, tpu_queued.sh: what they refuse before anything costs money."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from launching import CONFIG, refused, without_program
-from launching_tpu import PLACE, QUEUED, VM, WORKDIR, Cloud, make_checkout
-
-
-@pytest.fixture(scope="session")
-def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_checkout(tmp_path_factory.mktemp("checkout"))
-
-
-@pytest.fixture
-def cloud(tmp_path: Path, checkout: Path) -> Iterator[Cloud]:
-    with Cloud(tmp_path / "machine", checkout) as cloud:
-        yield cloud
+from launching_tpu import PLACE, QUEUED, VM, WORKDIR, Cloud
 
 
 @pytest.mark.parametrize(
@@ -31,8 +19,13 @@ def cloud(tmp_path: Path, checkout: Path) -> Iterator[Cloud]:
         ({"--accelerator-type": None}, "environment variable LAUNCH_ACCELERATOR_TYPE)"),
         ({"--delete": "yes"}, "--delete must be one of: never success always; not 'yes'"),
         ({"--max-restarts": "-1"}, "--max-restarts must be a whole number from 0"),
-        ({"--": "--workdir=gs://other/run"}, "bucket gs://other cannot be read"),
-        ({"--": "--config.data.data_dir=gs://other"}, "bucket gs://other cannot be read"),
+        ({"--bucket": "other"}, "bucket gs://other cannot be read"),
+        ({"--bucket": "gs://bucket"}, "without gs:// and without a directory, not 'gs://bucket'"),
+        ({"--bucket": "bucket/run"}, "without gs:// and without a directory, not 'bucket/run'"),
+        ({"--bucket": "b;touch hacked"}, "--bucket must be the name of a bucket"),
+        ({"--": "--workdir=gs://bucket/run"}, "a flag is --workdir=gs://bucket/run; mount the"),
+        ({"--": "--config.data.data_dir=s3://other"}, "name the path that it has there"),
+        ({"--": "gs://bucket/run"}, "a flag is gs://bucket/run; mount the bucket"),
         ({"--": "--config=configs/none.py"}, "config file configs/none.py is not in"),
     ],
 )
@@ -48,8 +41,10 @@ def test_refused_before_anything_is_created(
 
 
 def test_queued_is_refused_before_anything_is_created(cloud: Cloud) -> None:
-    result = cloud.run(QUEUED, *PLACE, "--", CONFIG, "--workdir=gs://other/run")
+    result = cloud.run(QUEUED, *PLACE, "--bucket=other", "--", CONFIG, "--workdir=/mnt/other/run")
     assert "bucket gs://other cannot be read" in refused(result, first=False)
+    result = cloud.run(QUEUED, *PLACE, "--", CONFIG, "--workdir=gs://bucket/run")
+    assert "name the path that it has there, such as /mnt/BUCKET/DIR" in refused(result)
     assert cloud.changes() == []
 
 
@@ -83,11 +78,29 @@ def test_no_quota_passes_the_message_on(cloud: Cloud, script: str, kind: str) ->
     assert cloud.changes() == [f"{kind} create"]  # and no deletion of what is not there
 
 
-def test_results_are_not_deleted_with_the_slice(cloud: Cloud) -> None:
-    message = refused(cloud.run(VM, *PLACE, "--delete=always", "--", CONFIG))
-    assert "give a bucket: --workdir=gs://BUCKET/DIR" in message
-    message = refused(cloud.run(QUEUED, *PLACE, "--", CONFIG, "--workdir=runs/x"))
-    assert "takes its disk along" in message
+@pytest.mark.parametrize("options", [[VM, "--delete=success"], [VM, "--delete=always"], [QUEUED]])
+@pytest.mark.parametrize(
+    ("bucket", "workdir"),
+    [
+        ("bucket", ""),
+        ("bucket", "runs/x"),
+        ("bucket", "/mnt/other/run"),
+        ("bucket", "/mnt/bucket"),
+        ("bucket", "/mnt/bucket-2/run"),
+        ("bucket", "/mnt/bucket/../run"),
+        ("", "/mnt/bucket/run"),
+    ],
+)
+def test_results_are_not_deleted_with_the_slice(
+    cloud: Cloud, options: list[str], bucket: str, workdir: str
+) -> None:
+    script, *options = options
+    options += [*PLACE, f"--bucket={bucket}", "--", CONFIG, f"--workdir={workdir}"]
+    message = refused(cloud.run(script, *options))
+    assert f"the workdir '{workdir}' is on it" in message
+    name = bucket or "BUCKET"
+    assert message.endswith(f"--bucket={name} and, after --, --workdir=/mnt/{name}/DIR")
+    assert cloud.calls() == []
 
 
 def test_config_must_be_committed(cloud: Cloud, checkout: Path) -> None:

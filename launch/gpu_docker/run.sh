@@ -50,8 +50,7 @@ if ${option[run]}; then
     kept=false
     workdir=$(flag_value workdir)
     workdir=${workdir:-runs}
-    [[ $workdir == /* || $workdir == *://* ]] || workdir=/corm_jax/$workdir
-    [[ $workdir != *://* ]] || kept=true
+    [[ $workdir == /* ]] || workdir=/corm_jax/$workdir
     for volume in "${volumes[@]}"; do
         IFS=: read -r host container _ <<<"$volume"
         [[ $host == /* && $container == /* ]] ||
