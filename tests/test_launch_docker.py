@@ -23,9 +23,9 @@ if sys.argv[1] == "run":
     code, *later = (file.read_text() if file.exists() else os.environ.get("CODES", "0")).split()
     file.write_text(" ".join(later or [code]))
     if code == "wait":
-        print("waits", flush=True)
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda number, _: sys.exit({2: 130, 15: 75}[number]))
+        print("waits", flush=True)
         time.sleep(30)
     sys.exit(int(code))
 """
