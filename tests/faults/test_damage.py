@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from launching import SAVED_EVERY, Training
+from launching import SAVED_EVERY, STEPS, Training
 from sabotage import NAN_AFTER
 
 pytestmark = pytest.mark.slow
@@ -119,8 +119,8 @@ def test_the_clock_jumps(fresh: Training, tmp_path: Path, fault: Callable, check
     )
     environment = {
         "LD_PRELOAD": str(library),
-        # In mid-training: the clock jumps when the first checkpoint is there.
-        "CLOCK_JUMPS_WITH": str(fresh.checkpoint(SAVED_EVERY)),
+        # In mid-training: the clock jumps when this checkpoint appears, which is then kept.
+        "CLOCK_JUMPS_WITH": str(fresh.checkpoint(STEPS - SAVED_EVERY)),
     }
     with fault("clock jumps back by a day") as lost:
         running = fresh.start(environment)
