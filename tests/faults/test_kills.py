@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 def test_killed_at_random_steps(fresh: Training, fault: Callable, check: Callable) -> None:
     rng = np.random.default_rng(8)
     with fault("SIGKILL at a random step, one process") as lost:
-        for step in sorted(rng.choice(np.arange(1, STEPS - 2), 5, replace=False)):
+        for step in sorted(rng.choice(np.arange(1, STEPS - 2), 8, replace=False)):
             taken, running = fresh.steps_taken(), fresh.start()
             if taken:
                 lost.append(taken - running.went_on_from())

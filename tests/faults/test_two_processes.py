@@ -20,7 +20,7 @@ def test_one_of_two_is_killed_at_random_steps(
         fault("SIGKILL at a random step, one of two processes") as lost,
         fault("worker of two dies: the other ends with an error") as ended,
     ):
-        for step in sorted(rng.choice(np.arange(1, STEPS - 2), 5, replace=False)):
+        for step in sorted(rng.choice(np.arange(1, STEPS - 2), 2, replace=False)):
             taken, pair = fresh_pair.steps_taken(), fresh_pair.start_pair()
             if taken:
                 lost.append(taken - pair[0].went_on_from())
