@@ -230,6 +230,8 @@ def test_protocols_count_the_same_for_the_same_weights(tmp_path: Path) -> None:
     compiled = make_eval_step(PROTOCOLS["complement"](ours, CONFIG), mesh)
     eager = adapters.make_eval_step("complement", theirs, CONFIG)
     expected, found = compiled(variables, data), eager({}, data)
+    sure = [measured.outcomes.pop("confidence").correct for measured in (expected, found)]
+    np.testing.assert_allclose(*sure, atol=1e-4)
     jax.tree.map(np.testing.assert_array_equal, expected, found)
     core, spurious = (found.outcomes[name] for name in ("core", "spurious"))
     assert 0 < float(core.correct.sum()) < float(core.number.sum()) == 13 * 3

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from command import saved_arrays, small_config
 from fault_table import recorder
-from launching import CHANGES, CONFIG, STEPS, Training
+from trainings import CHANGES, CONFIG, STEPS, Training
 
 from corm_jax.files import locked
 

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from launching import SAVED_EVERY, STEPS, Training
 from sabotage import NAN_AFTER
+from trainings import SAVED_EVERY, STEPS, Training
 
 pytestmark = pytest.mark.slow
 

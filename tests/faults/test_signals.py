@@ -4,7 +4,7 @@ import signal
 from collections.abc import Callable
 
 import pytest
-from launching import Training
+from trainings import Training
 
 pytestmark = pytest.mark.slow
 

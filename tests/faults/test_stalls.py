@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from launching import DEADLINE, Training, pair_environment
+from trainings import DEADLINE, Training, pair_environment
 
 pytestmark = pytest.mark.slow
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from launching import STEPS, Training
+from trainings import STEPS, Training
 
 pytestmark = pytest.mark.slow
 
