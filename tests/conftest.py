@@ -17,6 +17,9 @@ from launching_tpu import Cloud, make_checkout
 from PIL import Image
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+# Compiling takes most of the tests' time, and the programs are small. What a test starts as a
+# process of its own is compiled as users' runs are.
+jax.config.update("jax_disable_most_optimizations", True)
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"

@@ -58,6 +58,7 @@ def test_every_import_is_declared() -> None:
     distributions = {  # where the name differs from the module's
         "PIL": "pillow",
         "absl": "absl-py",
+        "google": "protobuf",
         "open_clip": "open_clip_torch",
         "orbax": "orbax-checkpoint",
         "tensorflow": "tensorflow-cpu",
