@@ -83,6 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--split", choices=("validation", "train"), default="validation", help="(%(default)s)")
     add("--masks", type=_path, help="mask records (python -m corm_jax.masks import)")
     add("--spuriosity", type=_path, metavar="CSV", help="ranking of images, for spurious_gap")
+    add("--features", type=_path, metavar="WORKDIR", help="of masks build, for single_feature")
     add(
         "--protocol",
         default=",".join(DEFAULT),
@@ -143,7 +144,8 @@ def _evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
         )
     subject = _subject(arguments, native, dataset.class_names, mesh, config)
     if protocols == ["all"]:
-        protocols = possible(subject, split, arguments.spuriosity)
+        given = {"spuriosity": arguments.spuriosity, "features": arguments.features}
+        protocols = possible(subject, split, **given)
     return evaluate(
         subject,
         config,
@@ -153,6 +155,7 @@ def _evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
         output=arguments.output,
         mesh=mesh,
         spuriosity=arguments.spuriosity,
+        features=arguments.features,
     )
 
 
