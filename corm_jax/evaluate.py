@@ -10,9 +10,10 @@ MODEL is the workdir of a finished run, a model file of ours (python -m corm_jax
 makes one), or LIBRARY:NAME with its --weights: timm's, torchvision's or open_clip's. A run is
 evaluated on its own validation images unless --data says otherwise. A zoo is a list of models whose
 weights --weights=DIR holds, or some of them; each gets OUTPUT/NAME. OUTPUT receives results.json
-(metrics, 95 % intervals, where everything comes from), PROTOCOL.npz (each image's outcomes) and
-examples.npz (what the model is shown of a few images); python -m corm_jax.report makes a page of
-them. The same command goes on where it was stopped.
+(metrics, 95 % intervals, where everything comes from), PROTOCOL.npz (each image's outcomes),
+examples.npz (what the model is shown of a few images) and, of the single_feature protocol,
+single_feature.csv; python -m corm_jax.report makes a page of them. The same command goes on where
+it was stopped.
 """
 
 import argparse
