@@ -22,9 +22,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
-from corm_jax import zoo
+from corm_jax import distributed, zoo
 from corm_jax.command_line import load_config
 from corm_jax.comparison import compare
 from corm_jax.config import base_config, check_config
@@ -49,18 +50,30 @@ def main(argv: Sequence[str]) -> int:
             print(compare(pair.first, pair.second))
             return 0
         arguments = _parser().parse_args(argv)
-        if bool(arguments.config) == bool(arguments.model):
-            raise UserError("name one MODEL, or a zoo by --config=configs/zoo.py")
-        if arguments.config:
-            return min(1, _evaluate_zoo(arguments))
-        print(format_results(_evaluate(arguments)))
-        print(f"results: {arguments.output}/results.json; of each image: {arguments.output}/*.npz")
+        with distributed.EndingTogether():
+            distributed.start_from_environment()
+            if arguments.distributed:
+                distributed.start_from_cluster()
+            distributed.let_first_speak()
+            return _run(arguments)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on", file=sys.stderr)
         return 130
+    return 0
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    if bool(arguments.config) == bool(arguments.model):
+        raise UserError("name one MODEL, or a zoo by --config=configs/zoo.py")
+    if arguments.config:
+        return min(1, _evaluate_zoo(arguments))
+    results = _evaluate(arguments)
+    if results is not None:
+        print(format_results(results))
+        print(f"results: {arguments.output}/results.json; of each image: {arguments.output}/*.npz")
     return 0
 
 
@@ -91,6 +104,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME,...",
         help=f"all, or one or more of {', '.join(OFFERED)} (%(default)s)",
     )
+    add("--distributed", action="store_true", help="join the other processes of the cluster")
     add("--image_size", type=int, help="in pixels (the model's own, or 224)")
     add(
         "--center_crop_share",
@@ -117,6 +131,9 @@ def _evaluate_zoo(arguments: argparse.Namespace) -> int:
             f"{entries[0].file} from {entries[0].source}"
         )
 
+    if jax.process_count() > 1:
+        raise UserError("a zoo is evaluated by one process; start no others")
+
     def evaluate_one(entry: zoo.Entry, weights: Path) -> dict[str, Any]:
         own = {key: getattr(entry, key) for key in ("model", "image_size", "center_crop_share")}
         output = arguments.output / entry.name
@@ -126,8 +143,8 @@ def _evaluate_zoo(arguments: argparse.Namespace) -> int:
     return zoo.evaluate_zoo(entries, arguments.weights, evaluate_one)
 
 
-def _evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Evaluates a model by each protocol that is not finished yet; returns the results."""
+def _evaluate(arguments: argparse.Namespace) -> dict[str, Any] | None:
+    """Evaluates a model by each protocol that is not finished yet; see `evaluate`."""
     protocols = list(dict.fromkeys(arguments.protocol.split(",")))
     for name in () if protocols == ["all"] else protocols:
         lookup(dict.fromkeys(OFFERED), name, "protocol")
@@ -136,7 +153,13 @@ def _evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     else:
         native = load_native(_path(arguments.model), arguments.which)
         config = _config(arguments, native)
-    dataset = open_dataset(config)
+    if native is None and jax.process_count() > 1:
+        raise UserError(
+            f"{arguments.model} runs in one process; several evaluate runs and model files of ours "
+            "(python -m corm_jax.convert from-torch makes one)"
+        )
+    with distributed.first_alone("open_dataset"):  # it may have to prepare the data
+        dataset = open_dataset(config)
     split: Split = getattr(dataset, arguments.split)
     mesh = create_mesh(-1, 1)
     if config.eval.batch_size % mesh.size:

@@ -1,15 +1,17 @@
 """An evaluation: a model by several protocols, kept as it goes, so that it can be resumed."""
 
+import contextlib
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from corm_jax import statistics
+from corm_jax import distributed, statistics
 from corm_jax.data.dataset import evaluation_loader
 from corm_jax.data.features import FeatureLoader, with_features
 from corm_jax.data.pairs import COMPANIONS, PairedLoader
@@ -25,10 +27,12 @@ from corm_jax.masks.building.feature_maps import FeatureMaps
 from corm_jax.protocols import PARAMETERS, PROTOCOLS, measure
 from corm_jax.protocols.summary import METRICS, curves, summarize
 from corm_jax.protocols.types import Measured
+from corm_jax.sharding import host_shard
 from corm_jax.subjects import Subject
 
 Batches = Loader | PairedLoader | RankedLoader | FeatureLoader
 DEFAULT = ("complement", "ablations")
+GIVEN = {"spurious_gap": "--spuriosity", "single_feature": "--features"}
 OFFERED = tuple(name for name in PROTOCOLS if name != "clean")  # which complement measures too
 
 
@@ -43,8 +47,10 @@ def evaluate(
     mesh: Mesh,
     spuriosity: Path | None = None,
     features: Path | None = None,
-) -> dict[str, Any]:
+) -> dict[str, Any] | None:
     """Evaluates a model by each protocol that `output` does not hold yet.
+
+    Several processes share the images of each batch; every one calls it, the first one writes.
 
     Args:
       subject: the model.
@@ -62,32 +68,46 @@ def evaluate(
 
     Returns:
       the content of results.json: {"provenance", "protocols": {name: {"parameters", "metrics",
-      "intervals", "definitions", of some "curves" and "rcs_is_saturated"}}}.
+      "intervals", "definitions", of some "curves" and "rcs_is_saturated"}}}; None in all processes
+      but the first.
 
     Raises:
       UserError: if `output` is of another evaluation, or the data lacks what a protocol needs.
     """
     built = None if features is None else feature_maps.read(features)  # before hours of work
-    about = provenance(subject, config, split, split_name)
-    with locked(output / ".lock"):
-        results = _started(output / "results.json", about)
+    first, results = distributed.is_first(), {"protocols": {}}
+    with contextlib.ExitStack() as stack:
+        if first:
+            stack.enter_context(locked(output / ".lock"))
+            about = provenance(subject, config, split, split_name)
+            results = _started(output / "results.json", about)
+        done = distributed.merge(dict.fromkeys(results["protocols"], ""))
         for name in protocols:
-            if name not in results["protocols"]:
-                loader, number = evaluation_loader(config, split, (0, 1))
-                loader, parameters = _prepared(name, config, loader, spuriosity, built)
-                batches = tqdm(
-                    loader.batches(0, number), total=number, desc=name, unit="batch", disable=None
-                )
-                step = subject.make_step(name, config)
-                measured = measure(step, subject.variables, batches, mesh)
+            loader, number = evaluation_loader(config, split, host_shard(mesh))
+            if name in done:
+                if first and {"spurious_gap": spuriosity, "single_feature": built}.get(name):
+                    _, parameters = _prepared(name, config, loader, spuriosity, built)
+                    _check_same(output, name, results["protocols"][name], parameters)
+                continue
+            loader, parameters = _prepared(name, config, loader, spuriosity, built)
+            hidden = None if first else True  # None: no bar in a log file
+            batches = tqdm(
+                loader.batches(0, number), total=number, desc=name, unit="batch", disable=hidden
+            )
+            step = subject.make_step(name, config)
+            measured = measure(step, subject.variables, batches, mesh)
+            if first:
                 if isinstance(loader, FeatureLoader):
                     table, names = output / FILE_NAME, split.images.class_names
                     write_feature_table(table, measured, loader.features, names)
                 save_outcomes(output / f"{name}.npz", measured)
                 results["protocols"][name] = {"parameters": parameters, **_found(measured)}
                 write_json(output / "results.json", results)
-        write_examples(output, subject, config, split)
-    return results
+        if first:
+            # One process computes them, with the variables that it holds itself.
+            alone = jax.device_put(jax.device_get(subject.variables))
+            write_examples(output, subject._replace(variables=alone), config, split)
+    return results if first else None
 
 
 def possible(
@@ -103,7 +123,7 @@ def possible(
         missing.append(("spurious_gap", "no --spuriosity"))
     if features is None:
         missing.append(("single_feature", "no --features"))
-    for name, reason in missing:
+    for name, reason in missing if distributed.is_first() else ():
         print(f"left out: {name} ({reason})")
     return [name for name in OFFERED if name not in dict(missing)]
 
@@ -137,6 +157,17 @@ def _prepared(
         features = with_features(config, loader, built)
         return features, {**parameters, "features": features.fingerprint()}
     return loader, parameters
+
+
+def _check_same(
+    output: Path, protocol: str, found: dict[str, Any], parameters: dict[str, Any]
+) -> None:
+    """Refuses a finished protocol that was measured by another file than the one given now."""
+    if found["parameters"] != parameters:
+        raise UserError(
+            f"{output}/results.json has {protocol} by another {GIVEN[protocol]}; choose another "
+            "--output"
+        )
 
 
 def _found(measured: Measured) -> dict[str, Any]:
