@@ -161,6 +161,28 @@ def test_images_without_maps_are_refused_and_so_is_no_build(
     assert "holds no feature map of an image of this split" in capsys.readouterr().err
 
 
+def test_a_finished_protocol_is_of_the_build_that_it_was_measured_by(
+    encoder_run: Path,
+    build: Path,
+    evaluated: tuple[Path, dict],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    output, _ = evaluated
+    written = (output / "single_feature.npz").stat().st_mtime_ns
+    assert run(encoder_run, build, output) == 0
+    other = tmp_path / "other"
+    shutil.copytree(build, other, ignore=shutil.ignore_patterns("store"))
+    answers = (other / "answers.csv").read_text().replace("background", "main_object")
+    (other / "answers.csv").write_text(answers)
+    annotate(other, "answers.csv")
+    capsys.readouterr()
+    assert run(encoder_run, other, output) == 1
+    message = "has single_feature by another --features; choose another --output"
+    assert message in capsys.readouterr().err
+    assert (output / "single_feature.npz").stat().st_mtime_ns == written
+
+
 def test_weighted_answers_make_a_feature_of_one_kind(build: Path, tmp_path: Path) -> None:
     workdir = tmp_path / "weighted"
     shutil.copytree(build, workdir, ignore=shutil.ignore_patterns("store"))
