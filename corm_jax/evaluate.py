@@ -13,10 +13,11 @@ weights --weights=DIR holds, or some of them; each gets OUTPUT/NAME. OUTPUT rece
 (metrics, 95 % intervals, where everything comes from), PROTOCOL.npz (each image's outcomes),
 examples.npz (what the model is shown of a few images) and, of the single_feature protocol,
 single_feature.csv; python -m corm_jax.report makes a page of them. The same command goes on where
-it was stopped.
+it was stopped. Several processes share the evaluation of a model of ours, as they share a run.
 """
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -54,6 +55,9 @@ def main(argv: Sequence[str]) -> int:
             distributed.start_from_environment()
             if arguments.distributed:
                 distributed.start_from_cluster()
+            if jax.distributed.is_initialized():
+                # JAX's handler leaves the end to a step of training; here nothing is to be saved.
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)
             distributed.let_first_speak()
             return _run(arguments)
     except UserError as error:

@@ -1,7 +1,8 @@
-"""python -m corm_jax.evaluate by two processes writes what one does."""
+"""python -m corm_jax.evaluate by two processes: it writes what one does, and ends when told."""
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -46,15 +47,14 @@ def model(tmp_path: Path) -> Path:
     return path
 
 
-def launch(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Evaluates by two processes of one device each."""
-    return subprocess.run(
+def launch(*arguments: str) -> subprocess.Popen[str]:
+    """Starts two processes of one device each."""
+    return subprocess.Popen(
         [LAUNCH / "local_multiprocess.sh", "--module=corm_jax.evaluate", "--", *arguments],
         env={**os.environ, "PYTHON": sys.executable, "XLA_FLAGS": ""},
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=300,
-        check=False,
     )
 
 
@@ -64,9 +64,10 @@ def test_two_processes_write_what_one_does(
     folder, one, two = make_folder(classes=2, images=13), tmp_path / "one", tmp_path / "two"
     arguments = [str(model), f"--data=folder:{folder}", *SETTINGS]
     assert main([*arguments, f"--output={one}"]) == 0
-    ended = launch(*arguments, f"--output={two}")
-    assert ended.returncode == 0, ended
-    lines = [line for line in ended.stdout.splitlines() if not line.startswith("[0] ")]
+    process = launch(*arguments, f"--output={two}")
+    output, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, (output, errors)
+    lines = [line for line in output.splitlines() if not line.startswith("[0] ")]
     assert lines == []  # the first process speaks for both
     found, expected = (json.loads((path / "results.json").read_text()) for path in (two, one))
     assert found["provenance"] == expected["provenance"]
@@ -84,3 +85,17 @@ def test_two_processes_write_what_one_does(
     assert 0 < metrics["core"] < 1
     assert metrics["core"] != metrics["spurious"]
     assert {path.name for path in two.iterdir()} == {path.name for path in one.iterdir()}
+
+
+def test_sigterm_ends_all_processes_at_once(
+    model: Path, make_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    arguments = [str(model), f"--data=folder:{make_folder()}", *SETTINGS, "--trials=1000000"]
+    process = launch(*arguments, f"--output={tmp_path / 'none'}")
+    assert process.stdout is not None
+    assert process.stdout.readline().startswith("[0] masks: ")
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "killed after" not in errors
+    assert not (tmp_path / "none" / "results.json").exists()
