@@ -32,7 +32,7 @@ from corm_jax.subjects import Subject
 
 Batches = Loader | PairedLoader | RankedLoader | FeatureLoader
 DEFAULT = ("complement", "ablations")
-GIVEN = {"spurious_gap": "--spuriosity", "single_feature": "--features"}
+OPTIONS = {"spurious_gap": "--spuriosity", "single_feature": "--features"}
 OFFERED = tuple(name for name in PROTOCOLS if name != "clean")  # which complement measures too
 
 
@@ -75,6 +75,7 @@ def evaluate(
       UserError: if `output` is of another evaluation, or the data lacks what a protocol needs.
     """
     built = None if features is None else feature_maps.read(features)  # before hours of work
+    given = {"spurious_gap": spuriosity, "single_feature": built}
     first, results = distributed.is_first(), {"protocols": {}}
     with contextlib.ExitStack() as stack:
         if first:
@@ -85,22 +86,25 @@ def evaluate(
         for name in protocols:
             loader, number = evaluation_loader(config, split, host_shard(mesh))
             if name in done:
-                if first and {"spurious_gap": spuriosity, "single_feature": built}.get(name):
+                if first and given.get(name):
                     _, parameters = _prepared(name, config, loader, spuriosity, built)
                     _check_same(output, name, results["protocols"][name], parameters)
                 continue
             loader, parameters = _prepared(name, config, loader, spuriosity, built)
-            hidden = None if first else True  # None: no bar in a log file
             batches = tqdm(
-                loader.batches(0, number), total=number, desc=name, unit="batch", disable=hidden
+                loader.batches(0, number),
+                total=number,
+                desc=name,
+                unit="batch",
+                disable=None if first else True,  # None: no bar in a log file
             )
             step = subject.make_step(name, config)
             measured = measure(step, subject.variables, batches, mesh)
             if first:
+                save_outcomes(output / f"{name}.npz", measured)
                 if isinstance(loader, FeatureLoader):
                     table, names = output / FILE_NAME, split.images.class_names
                     write_feature_table(table, measured, loader.features, names)
-                save_outcomes(output / f"{name}.npz", measured)
                 results["protocols"][name] = {"parameters": parameters, **_found(measured)}
                 write_json(output / "results.json", results)
         if first:
@@ -165,7 +169,7 @@ def _check_same(
     """Refuses a finished protocol that was measured by another file than the one given now."""
     if found["parameters"] != parameters:
         raise UserError(
-            f"{output}/results.json has {protocol} by another {GIVEN[protocol]}; choose another "
+            f"{output}/results.json has {protocol} by another {OPTIONS[protocol]}; choose another "
             "--output"
         )
 
