@@ -10,20 +10,23 @@ MODEL is the workdir of a finished run, a model file of ours (python -m corm_jax
 makes one), or LIBRARY:NAME with its --weights: timm's, torchvision's or open_clip's. A run is
 evaluated on its own validation images unless --data says otherwise. A zoo is a list of models whose
 weights --weights=DIR holds, or some of them; each gets OUTPUT/NAME. OUTPUT receives results.json
-(metrics, 95 % intervals, where everything comes from), PROTOCOL.npz (each image's outcomes) and
-examples.npz (what the model is shown of a few images); python -m corm_jax.report makes a page of
-them. The same command goes on where it was stopped.
+(metrics, 95 % intervals, where everything comes from), PROTOCOL.npz (each image's outcomes),
+examples.npz (what the model is shown of a few images) and, of the single_feature protocol,
+single_feature.csv; python -m corm_jax.report makes a page of them. The same command goes on where
+it was stopped. Several processes share the evaluation of a model of ours, as they share a run.
 """
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
-from corm_jax import zoo
+from corm_jax import distributed, zoo
 from corm_jax.command_line import load_config
 from corm_jax.comparison import compare
 from corm_jax.config import base_config, check_config
@@ -48,18 +51,33 @@ def main(argv: Sequence[str]) -> int:
             print(compare(pair.first, pair.second))
             return 0
         arguments = _parser().parse_args(argv)
-        if bool(arguments.config) == bool(arguments.model):
-            raise UserError("name one MODEL, or a zoo by --config=configs/zoo.py")
-        if arguments.config:
-            return min(1, _evaluate_zoo(arguments))
-        print(format_results(_evaluate(arguments)))
-        print(f"results: {arguments.output}/results.json; of each image: {arguments.output}/*.npz")
+        with distributed.EndingTogether():
+            distributed.start_from_environment()
+            if arguments.distributed:
+                distributed.start_from_cluster()
+            if jax.distributed.is_initialized():
+                # JAX's handler leaves the end to a step of training; here nothing is to be saved.
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            distributed.let_first_speak()
+            return _run(arguments)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on", file=sys.stderr)
         return 130
+    return 0
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    if bool(arguments.config) == bool(arguments.model):
+        raise UserError("name one MODEL, or a zoo by --config=configs/zoo.py")
+    if arguments.config:
+        return min(1, _evaluate_zoo(arguments))
+    results = _evaluate(arguments)
+    if results is not None:
+        print(format_results(results))
+        print(f"results: {arguments.output}/results.json; of each image: {arguments.output}/*.npz")
     return 0
 
 
@@ -83,12 +101,14 @@ def _parser() -> argparse.ArgumentParser:
     add("--split", choices=("validation", "train"), default="validation", help="(%(default)s)")
     add("--masks", type=_path, help="mask records (python -m corm_jax.masks import)")
     add("--spuriosity", type=_path, metavar="CSV", help="ranking of images, for spurious_gap")
+    add("--features", type=_path, metavar="WORKDIR", help="of masks build, for single_feature")
     add(
         "--protocol",
         default=",".join(DEFAULT),
         metavar="NAME,...",
         help=f"all, or one or more of {', '.join(OFFERED)} (%(default)s)",
     )
+    add("--distributed", action="store_true", help="join the other processes of the cluster")
     add("--image_size", type=int, help="in pixels (the model's own, or 224)")
     add(
         "--center_crop_share",
@@ -115,6 +135,9 @@ def _evaluate_zoo(arguments: argparse.Namespace) -> int:
             f"{entries[0].file} from {entries[0].source}"
         )
 
+    if jax.process_count() > 1:
+        raise UserError("a zoo is evaluated by one process; start no others")
+
     def evaluate_one(entry: zoo.Entry, weights: Path) -> dict[str, Any]:
         own = {key: getattr(entry, key) for key in ("model", "image_size", "center_crop_share")}
         output = arguments.output / entry.name
@@ -124,8 +147,8 @@ def _evaluate_zoo(arguments: argparse.Namespace) -> int:
     return zoo.evaluate_zoo(entries, arguments.weights, evaluate_one)
 
 
-def _evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Evaluates a model by each protocol that is not finished yet; returns the results."""
+def _evaluate(arguments: argparse.Namespace) -> dict[str, Any] | None:
+    """Evaluates a model by each protocol that is not finished yet; see `evaluate`."""
     protocols = list(dict.fromkeys(arguments.protocol.split(",")))
     for name in () if protocols == ["all"] else protocols:
         lookup(dict.fromkeys(OFFERED), name, "protocol")
@@ -134,7 +157,13 @@ def _evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     else:
         native = load_native(_path(arguments.model), arguments.which)
         config = _config(arguments, native)
-    dataset = open_dataset(config)
+    if native is None and jax.process_count() > 1:
+        raise UserError(
+            f"{arguments.model} runs in one process; several evaluate runs and model files of ours "
+            "(python -m corm_jax.convert from-torch makes one)"
+        )
+    with distributed.first_alone("open_dataset"):  # it may have to prepare the data
+        dataset = open_dataset(config)
     split: Split = getattr(dataset, arguments.split)
     mesh = create_mesh(-1, 1)
     if config.eval.batch_size % mesh.size:
@@ -143,7 +172,8 @@ def _evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
         )
     subject = _subject(arguments, native, dataset.class_names, mesh, config)
     if protocols == ["all"]:
-        protocols = possible(subject, split, arguments.spuriosity)
+        given = {"spuriosity": arguments.spuriosity, "features": arguments.features}
+        protocols = possible(subject, split, **given)
     return evaluate(
         subject,
         config,
@@ -153,6 +183,7 @@ def _evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
         output=arguments.output,
         mesh=mesh,
         spuriosity=arguments.spuriosity,
+        features=arguments.features,
     )
 
 

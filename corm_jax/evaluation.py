@@ -1,29 +1,38 @@
 """An evaluation: a model by several protocols, kept as it goes, so that it can be resumed."""
 
+import contextlib
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from corm_jax import statistics
+from corm_jax import distributed, statistics
 from corm_jax.data.dataset import evaluation_loader
-from corm_jax.data.pairs import COMPANIONS
-from corm_jax.data.pipeline import Split
-from corm_jax.data.ranked import ENDS, rank
+from corm_jax.data.features import FeatureLoader, with_features
+from corm_jax.data.pairs import COMPANIONS, PairedLoader
+from corm_jax.data.pipeline import Loader, Split
+from corm_jax.data.ranked import ENDS, RankedLoader, rank
 from corm_jax.errors import UserError
 from corm_jax.evaluation_examples import write_examples
 from corm_jax.evaluation_files import differing_keys, provenance, save_outcomes
+from corm_jax.feature_table import FILE_NAME, write_feature_table
 from corm_jax.files import locked, read_json, write_json
+from corm_jax.masks.building import feature_maps
+from corm_jax.masks.building.feature_maps import FeatureMaps
 from corm_jax.protocols import PARAMETERS, PROTOCOLS, measure
 from corm_jax.protocols.summary import METRICS, curves, summarize
 from corm_jax.protocols.types import Measured
+from corm_jax.sharding import host_shard
 from corm_jax.subjects import Subject
 
+Batches = Loader | PairedLoader | RankedLoader | FeatureLoader
 DEFAULT = ("complement", "ablations")
+OPTIONS = {"spurious_gap": "--spuriosity", "single_feature": "--features"}
 OFFERED = tuple(name for name in PROTOCOLS if name != "clean")  # which complement measures too
 
 
@@ -37,8 +46,11 @@ def evaluate(
     output: Path,
     mesh: Mesh,
     spuriosity: Path | None = None,
-) -> dict[str, Any]:
+    features: Path | None = None,
+) -> dict[str, Any] | None:
     """Evaluates a model by each protocol that `output` does not hold yet.
+
+    Several processes share the images of each batch; every one calls it, the first one writes.
 
     Args:
       subject: the model.
@@ -47,31 +59,64 @@ def evaluate(
       split_name: its name.
       protocols: of `OFFERED`.
       output: a directory; receives results.json, PROTOCOL.npz, the outcome of every image, and
-        examples.npz, what the model is shown of a few of them.
+        examples.npz, what the model is shown of a few of them; of the `single_feature` protocol
+        also single_feature.csv, see `corm_jax.feature_table`.
       mesh: where to evaluate.
       spuriosity: the ranking that `spurious_gap` takes, see `corm_jax.data.ranked.rank`.
+      features: the build whose maps `single_feature` takes, see
+        `corm_jax.masks.building.feature_maps.read`.
 
     Returns:
       the content of results.json: {"provenance", "protocols": {name: {"parameters", "metrics",
-      "intervals", "definitions", of some "curves" and "rcs_is_saturated"}}}.
+      "intervals", "definitions", of some "curves" and "rcs_is_saturated"}}}; None in all processes
+      but the first.
 
     Raises:
       UserError: if `output` is of another evaluation, or the data lacks what a protocol needs.
     """
-    about = provenance(subject, config, split, split_name)
-    with locked(output / ".lock"):
-        results = _started(output / "results.json", about)
+    built = None if features is None else feature_maps.read(features)  # before hours of work
+    given = {"spurious_gap": spuriosity, "single_feature": built}
+    first, results = distributed.is_first(), {"protocols": {}}
+    with contextlib.ExitStack() as stack:
+        if first:
+            stack.enter_context(locked(output / ".lock"))
+            about = provenance(subject, config, split, split_name)
+            results = _started(output / "results.json", about)
+        done = distributed.merge(dict.fromkeys(results["protocols"], ""))
         for name in protocols:
-            if name not in results["protocols"]:
-                parameters, measured = _measure(subject, name, config, split, mesh, spuriosity)
+            loader, number = evaluation_loader(config, split, host_shard(mesh))
+            if name in done:
+                if first and given.get(name):
+                    _, parameters = _prepared(name, config, loader, spuriosity, built)
+                    _check_same(output, name, results["protocols"][name], parameters)
+                continue
+            loader, parameters = _prepared(name, config, loader, spuriosity, built)
+            batches = tqdm(
+                loader.batches(0, number),
+                total=number,
+                desc=name,
+                unit="batch",
+                disable=None if first else True,  # None: no bar in a log file
+            )
+            step = subject.make_step(name, config)
+            measured = measure(step, subject.variables, batches, mesh)
+            if first:
                 save_outcomes(output / f"{name}.npz", measured)
+                if isinstance(loader, FeatureLoader):
+                    table, names = output / FILE_NAME, split.images.class_names
+                    write_feature_table(table, measured, loader.features, names)
                 results["protocols"][name] = {"parameters": parameters, **_found(measured)}
                 write_json(output / "results.json", results)
-        write_examples(output, subject, config, split)
-    return results
+        if first:
+            # One process computes them, with the variables that it holds itself.
+            alone = jax.device_put(jax.device_get(subject.variables))
+            write_examples(output, subject._replace(variables=alone), config, split)
+    return results if first else None
 
 
-def possible(subject: Subject, split: Split, spuriosity: Path | None) -> list[str]:
+def possible(
+    subject: Subject, split: Split, *, spuriosity: Path | None, features: Path | None
+) -> list[str]:
     """Returns the protocols that a model and its data allow; says which they do not."""
     missing = []
     if not split.masks.has("spurious").any():
@@ -80,38 +125,53 @@ def possible(subject: Subject, split: Split, spuriosity: Path | None) -> list[st
         missing.append(("saliency", "a model of another library"))
     if spuriosity is None:
         missing.append(("spurious_gap", "no --spuriosity"))
-    for name, reason in missing:
+    if features is None:
+        missing.append(("single_feature", "no --features"))
+    for name, reason in missing if distributed.is_first() else ():
         print(f"left out: {name} ({reason})")
     return [name for name in OFFERED if name not in dict(missing)]
 
 
-def _measure(
-    subject: Subject,
+def _prepared(
     protocol: str,
     config: ConfigDict,
-    split: Split,
-    mesh: Mesh,
+    loader: Loader,
     spuriosity: Path | None,
-) -> tuple[dict[str, Any], Measured]:
-    """Returns (what the numbers depend on, what was found)."""
-    loader, number = evaluation_loader(config, split, (0, 1))
+    built: FeatureMaps | None,
+) -> tuple[Batches, dict[str, Any]]:
+    """Returns (a loader of the batches that a protocol takes, what its numbers depend on)."""
     parameters = dict(PARAMETERS.get(protocol, {}))
     if protocol in COMPANIONS:
-        loader = COMPANIONS[protocol](config, loader)
-    elif protocol == "spurious_gap":
+        return COMPANIONS[protocol](config, loader), parameters
+    if protocol == "spurious_gap":
         if spuriosity is None:
             raise UserError(
                 "the spurious_gap protocol needs a ranking of the images: --spuriosity=FILE, the "
                 "spuriosity.csv that python -m corm_jax.masks spuriosity writes"
             )
-        loader = rank(loader, spuriosity)
         digest = hashlib.sha256(spuriosity.read_bytes()).hexdigest()
         parameters |= {"ends": ENDS, "ranking": f"sha256:{digest}"}
-    batches = tqdm(
-        loader.batches(0, number), total=number, desc=protocol, unit="batch", disable=None
-    )
-    step = subject.make_step(protocol, config)
-    return parameters, measure(step, subject.variables, batches, mesh)
+        return rank(loader, spuriosity), parameters
+    if protocol == "single_feature":
+        if built is None:
+            raise UserError(
+                "the single_feature protocol needs maps of annotated features: --features=WORKDIR "
+                "of python -m corm_jax.masks build --config.masks.feature_maps=True"
+            )
+        features = with_features(config, loader, built)
+        return features, {**parameters, "features": features.fingerprint()}
+    return loader, parameters
+
+
+def _check_same(
+    output: Path, protocol: str, found: dict[str, Any], parameters: dict[str, Any]
+) -> None:
+    """Refuses a finished protocol that was measured by another file than the one given now."""
+    if found["parameters"] != parameters:
+        raise UserError(
+            f"{output}/results.json has {protocol} by another {OPTIONS[protocol]}; choose another "
+            "--output"
+        )
 
 
 def _found(measured: Measured) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 # What the launchers share; they source it. Needs bash 4.4 or newer.
 #
 # Options are --NAME=VALUE; the environment variable LAUNCH_NAME stands in for one that is absent.
-# What follows "--" goes to `python -m corm_jax.main`, word by word as it was given.
+# What follows "--" goes to `python -m corm_jax.main`, word by word as it was given (or to another
+# module, where a launcher has the option).
 
 if ((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] < 404)); then
     echo "error: this needs bash 4.4 or newer, and is run by $BASH_VERSION; on macOS: brew install bash" >&2
@@ -147,13 +148,19 @@ flag_value() {
     printf '%s' "$value"
 }
 
-# Refuses flags of corm_jax.main that could only fail once machines have been paid for.
-check_flags() {
-    local config flag
+# Refuses flags that name what the programs do not read.
+check_urls() {
+    local flag
     for flag in "${flags[@]}"; do
         [[ $flag != *://* ]] ||
             die "the program reads and writes files, not URLs, but a flag is $flag; mount the bucket where it runs, and name the path that it has there, such as /mnt/BUCKET/DIR"
     done
+}
+
+# Refuses flags of corm_jax.main that could only fail once machines have been paid for.
+check_flags() {
+    local config
+    check_urls
     config=$(flag_value config)
     [[ -n $config ]] || die "name a config after --, such as: -- --config=configs/vit_corm.py"
     (cd "$repository" && [[ -f ${config%%:*} ]]) || die "config file ${config%%:*} is not in $repository"

@@ -6,14 +6,15 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 usage() {
     cat <<'END'
-usage: launch/local_multiprocess.sh [--processes=N] [--devices=M] [OPTION ...] -- FLAGS OF corm_jax.main
+usage: launch/local_multiprocess.sh [--processes=N] [--devices=M] [OPTION ...] -- FLAGS OF THE MODULE
 
-Starts N processes of `python -m corm_jax.main FLAGS` on this machine, which together see N x M fake
-CPU devices. Every line of their output starts with [PROCESS]. When one fails, the others are
-stopped. Ctrl-C and SIGTERM are passed on to all. Exits with the code of the first that failed.
+Starts N processes of `python -m MODULE FLAGS` on this machine, which together see N x M fake CPU
+devices. Every line of their output starts with [PROCESS]. When one fails, the others are stopped.
+Ctrl-C and SIGTERM are passed on to all. Exits with the code of the first that failed.
 
   --processes=N       processes (2)
   --devices=M         CPU devices of each process (1)
+  --module=MODULE     corm_jax.main, or corm_jax.evaluate for models of ours (corm_jax.main)
   --port=PORT         of the coordinator, on localhost (0: a free one)
   --grace=SECONDS     how long processes may take to stop before they are killed (60)
   --max-restarts=N    how often to restart what exits with 75, preempted at a checkpoint (0)
@@ -23,16 +24,22 @@ stopped. Ctrl-C and SIGTERM are passed on to all. Exits with the code of the fir
 Each option can stand in the environment instead: LAUNCH_PROCESSES=4, LAUNCH_MAX_RESTARTS=1.
 
 example: launch/local_multiprocess.sh --processes=2 --devices=4 -- --config=configs/vit_corm.py
+example: launch/local_multiprocess.sh --module=corm_jax.evaluate -- runs/demo/vit_corm --output=evaluations/corm
 END
 }
 
-option=([processes]=2 [devices]=1 [port]=0 [grace]=60 [max-restarts]=0)
+option=([processes]=2 [devices]=1 [module]=corm_jax.main [port]=0 [grace]=60 [max-restarts]=0)
 parse_options "$@"
 require_number 1 processes devices
 require_number 0 port grace max-restarts
+require_choice module corm_jax.main corm_jax.evaluate
 python=${PYTHON:-python}
 require_command "$python" "activate the environment with corm_jax, or name an interpreter: PYTHON=.venv/bin/python"
-check_flags
+if [[ ${option[module]} == corm_jax.main ]]; then
+    check_flags
+else
+    check_urls
+fi
 
 processes=${option[processes]}
 # The number of fake devices replaces one that the environment may ask for.
@@ -55,7 +62,7 @@ free_port() {
 set_command() {
     command=(env "XLA_FLAGS=${xla_flags# }" JAX_PLATFORMS=cpu PYTHONUNBUFFERED=1 "CORM_COORDINATOR=localhost:$port"
         "CORM_NUM_PROCESSES=$processes" "CORM_PROCESS_ID=$1"
-        "$python" -m corm_jax.main "${flags[@]}")
+        "$python" -m "${option[module]}" "${flags[@]}")
 }
 
 # send SIGNAL: to the process groups of all that still run.
@@ -142,5 +149,5 @@ running=()
 deadline=0
 code=0
 restart_while_preempted run_once || code=$?
-! $stopped || say "stopped; the same command goes on from the last checkpoint"
+! $stopped || say "stopped; the same command goes on"
 exit "$code"

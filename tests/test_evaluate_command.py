@@ -123,7 +123,8 @@ def test_every_protocol_that_the_data_allows_is_measured(
     results = read(output)
     spurious = dataset.validation.masks.has("spurious").any()
     missing = set() if spurious else {"annotated", "normalized"}
-    assert results["protocols"].keys() == set(PROTOCOLS) - {"clean"} - missing
+    assert results["protocols"].keys() == set(PROTOCOLS) - {"clean", "single_feature"} - missing
+    assert "left out: single_feature (no --features)" in shown
     for name in missing:
         assert f"left out: {name} (no spurious masks)" in shown
     found = metrics_of(results)

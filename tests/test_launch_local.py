@@ -99,6 +99,17 @@ def test_processes_get_their_environment_and_every_flag_as_it_was_given(machine:
     assert len(machine.calls()) == before
 
 
+def test_another_module_takes_its_own_arguments(machine: Machine) -> None:
+    machine.add("python")
+    arguments = ("--module=corm_jax.evaluate", "--processes=1", "--", "runs/demo/x", "--trials=3")
+    called = ["python", "-m", "corm_jax.evaluate", "runs/demo/x", "--trials=3"]
+    (printed,) = printed_commands(machine.run(SCRIPT, "--dry-run", *arguments).stdout)
+    assert printed[-len(called) :] == called
+    assert machine.calls() == []
+    assert machine.run(SCRIPT, *arguments).returncode == 0
+    assert machine.calls("python") == [called]
+
+
 def test_coordinator_is_one_free_port(machine: Machine) -> None:
     machine.add("python", "import os; print(os.environ['CORM_COORDINATOR'])")
     result = machine.run(SCRIPT, "--processes=3", "--", CONFIG)
@@ -139,7 +150,7 @@ def test_sigterm_reaches_every_process_and_nothing_is_restarted(machine: Machine
     output, errors = process.communicate(timeout=90)
     assert process.returncode == 75, errors
     assert sorted(output.splitlines()) == ["[0] got SIGTERM", "[1] got SIGTERM"]
-    assert "the same command goes on from the last checkpoint" in errors
+    assert "stopped; the same command goes on" in errors
     assert len(machine.calls("python")) == 2
 
 
@@ -174,6 +185,8 @@ def test_restarts_after_preemption_but_not_after_an_error(
         (["--$(touch hacked)=1", "--", CONFIG], "unknown option --$(touch hacked)=1"),
         ([CONFIG], "unknown option --config="),
         (["2", "--", CONFIG], "unexpected argument '2'"),
+        (["--module=corm_jax.data", "--", CONFIG], "--module must be one of: corm_jax.main corm_"),
+        (["--module=corm_jax.evaluate", "--", "gs://bucket/run"], "a flag is gs://bucket/run"),
         (["--", "--config=configs/none.py:demo"], "config file configs/none.py is not in"),
     ],
 )

@@ -24,6 +24,7 @@ from corm_jax.protocols.noise import (
     sigma_curve_protocol,
 )
 from corm_jax.protocols.saliency import THRESHOLD, saliency_protocol
+from corm_jax.protocols.single_feature import single_feature_protocol
 from corm_jax.protocols.types import EvalStep, Measured, Protocol
 from corm_jax.protocols.views import BLUR
 from corm_jax.sharding import put_batch, replicated
@@ -40,6 +41,7 @@ PROTOCOLS: dict[str, Callable[..., Protocol]] = {  # (model, config, scan=...) -
     "controls": controls_protocol,
     "saliency": saliency_protocol,
     "spurious_gap": spurious_gap_protocol,
+    "single_feature": single_feature_protocol,
 }
 
 # What a protocol's numbers depend on beside `config.eval`.
@@ -50,6 +52,7 @@ PARAMETERS: dict[str, dict[str, Any]] = {
     "box": {"sigmas": list(BOX_SIGMAS)},
     "sigma_curve": {"sigmas": list(CURVE_SIGMAS), "most_trials": CURVE_TRIALS},
     "saliency": {"threshold": THRESHOLD},
+    "single_feature": {"trials": 1},
 }
 
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from corm_jax.masks.checks import KINDS
 from corm_jax.metrics import ClassAccuracy, Outcome, relative_core_sensitivity
 from corm_jax.protocols.ablations import ABLATIONS
 from corm_jax.protocols.noise import BOX_SIGMAS, CURVE_SIGMAS
@@ -125,6 +126,21 @@ def _pair(core: str, spurious: str, rcs: str, how: tuple[str, str]) -> dict[str,
         **_accuracy(core, how[0]),
         **_accuracy(spurious, how[1]),
         rcs: Metric(definition, (core, spurious), sensitivity, "score"),
+    }
+
+
+def _single(name: str, kind: str) -> dict[str, Metric]:
+    """Returns the metrics of noise on one feature of a kind at a time."""
+    where = f"under noise on one {kind} feature alone, mean over an image's features, its class's "
+    return {
+        name: Metric(f"accuracy {where}images, and classes", (name,), balanced),
+        f"{name}_drop": Metric(
+            f"accuracy without noise on the same images, mean over classes, less {name}",
+            (f"{name}_clean", name),
+            gap,
+            "score",
+        ),
+        f"images_{name}": _count(f"images that `{name}` is measured on", name),
     }
 
 
@@ -253,6 +269,7 @@ METRICS: dict[str, Metric] = {
         gap,
         "score",
     ),
+    **{key: metric for kind in KINDS for key, metric in _single(f"single_{kind}", kind).items()},
     **{
         f"{method}_{score}": Metric(
             f"{_MAPS[method]} of the class: {text}; mean over classes",

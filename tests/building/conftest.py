@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command import small_config
 from encoders import random_encoder
 
 from corm_jax.masks.building import store
@@ -14,6 +15,17 @@ from corm_jax.masks.building.encoder import Encoder
 @pytest.fixture(scope="session")
 def encoder() -> Encoder:
     return random_encoder("resnet8_nano", 32, ("class0", "class1"))
+
+
+@pytest.fixture(scope="session")
+def encoder_run(shapes_data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The workdir of a short run of the main job."""
+    from corm_jax.train import train
+
+    workdir = tmp_path_factory.mktemp("encoder") / "run"
+    changes = {"model__name": "resnet8_nano", "train__steps": 12}
+    train(small_config("configs/resnet_erm.py", shapes_data_dir, **changes), workdir)
+    return workdir
 
 
 @pytest.fixture

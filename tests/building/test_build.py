@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command import run, small_config, start
+from building_flags import flags
+from command import run, start
 
 from corm_jax.masks.__main__ import main
 from corm_jax.masks.annotations import read_annotations
@@ -17,36 +18,6 @@ from corm_jax.masks.building.store import FeatureStore
 from corm_jax.masks.records import MaskRecords
 
 MODULE = "corm_jax.masks"
-OPTIONS = {
-    "encoder.kind": "run",
-    "encoder.image_size": 16,
-    "data.tfds_name": "spurious_shapes/tiny",
-    "scan.batch_size": 8,
-    "scan.shard_batches": 1,
-    "scan.candidates": 2,
-    "features.per_class": 3,
-    "masks.top_k": 5,
-    "masks.feature_maps": True,
-    "annotations.without": "core",
-}
-
-
-@pytest.fixture(scope="module")
-def encoder(shapes_data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The workdir of a short run of the main job."""
-    from corm_jax.train import train
-
-    workdir = tmp_path_factory.mktemp("encoder") / "run"
-    changes = {"model__name": "resnet8_nano", "train__steps": 12}
-    train(small_config("configs/resnet_erm.py", shapes_data_dir, **changes), workdir)
-    return workdir
-
-
-def flags(encoder: Path, data_dir: Path, workdir: Path, **changes: object) -> list[str]:
-    values = {**OPTIONS, "encoder.path": encoder, "data.data_dir": data_dir}
-    values |= {key.replace("__", "."): value for key, value in changes.items()}
-    overrides = [f"--config.{key}={value}" for key, value in values.items()]
-    return ["build", f"--workdir={workdir}", *overrides]
 
 
 def contents(directory: Path) -> dict[str, bytes]:
@@ -68,15 +39,15 @@ def kill_when(condition: Callable[[], bool], flags: list[str], cache: Path) -> N
 
 @pytest.mark.slow
 def test_killed_builds_end_byte_identical_to_an_uninterrupted_one(
-    encoder: Path, shapes_data_dir: Path, tmp_path: Path
+    encoder_run: Path, shapes_data_dir: Path, tmp_path: Path
 ) -> None:
     cache, whole, killed = tmp_path / "cache", tmp_path / "whole", tmp_path / "killed"
-    code, output, errors = run(flags(encoder, shapes_data_dir, whole), cache, MODULE)
+    code, output, errors = run(flags(encoder_run, shapes_data_dir, whole), cache, MODULE)
     assert code == 0, errors
     assert "Traceback" not in errors
     assert "annotated by: nobody: WARNING: every feature counts as core" in output
 
-    again = flags(encoder, shapes_data_dir, killed)
+    again = flags(encoder_run, shapes_data_dir, killed)
     train = killed / "store" / "train"
 
     def shards() -> int:
@@ -125,11 +96,11 @@ def test_killed_builds_end_byte_identical_to_an_uninterrupted_one(
     assert "is built already" in errors
     assert "images/s" not in output  # nothing was encoded
     assert (killed / "masks" / "core.npy").stat().st_mtime_ns == written
-    other = flags(encoder, shapes_data_dir, killed, masks__top_k=4)
+    other = flags(encoder_run, shapes_data_dir, killed, masks__top_k=4)
     code, _, errors = run(other, cache, MODULE)
     assert code == 1
     assert errors.splitlines()[-1].startswith(f"error: {killed}/masks was built with other")
-    other = flags(encoder, shapes_data_dir, killed, encoder__image_size=32)
+    other = flags(encoder_run, shapes_data_dir, killed, encoder__image_size=32)
     code, _, errors = run(other, cache, MODULE)
     assert code == 1
     assert "store/train was made with another grid, encoder; choose another" in errors

@@ -50,6 +50,13 @@ def feature_weights(
 WITHOUT = {"error": False, "core": True}
 
 
+def annotations_path(config: ConfigDict, workdir: Path) -> Path | None:
+    """Returns the path of a build's annotations, in the demo its own; None if there are none."""
+    if config.annotations.path:
+        return Path(config.annotations.path).expanduser()
+    return workdir / "annotations.csv" if config.encoder.kind == "demo" else None
+
+
 def _weights(votes: Votes, settings: ConfigDict) -> tuple[float, float]:
     if settings.weighted:
         return weights(votes)

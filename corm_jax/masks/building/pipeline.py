@@ -121,13 +121,10 @@ def _select(setup: Setup) -> list[Feature]:
 
 def _annotations(setup: Setup, features: Sequence[Feature]) -> Path | None:
     """Returns the path of the annotations; the demo's are made first."""
-    given = setup.config.annotations.path
-    if given or setup.config.encoder.kind != "demo":
-        return Path(given).expanduser() if given else None
-    path = setup.workdir / "annotations.csv"
-    demo.annotate(
-        setup.config, path, FeatureStore(setup.store_path("train")), features, setup.splits
-    )
+    path = kinds.annotations_path(setup.config, setup.workdir)
+    if path is not None and not setup.config.annotations.path:
+        store = FeatureStore(setup.store_path("train"))
+        demo.annotate(setup.config, path, store, features, setup.splits)
     return path
 
 
