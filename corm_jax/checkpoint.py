@@ -4,7 +4,6 @@ import logging
 import math
 import os
 import re
-import shutil
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,6 +12,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
+from corm_jax import buckets
 from corm_jax.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -54,6 +54,17 @@ def fingerprint(tree: Any) -> jax.Array:
     return total
 
 
+def complete_steps(directory: Path) -> list[int]:
+    """Returns the steps whose checkpoints in `directory` were saved to the end."""
+
+    def complete(path: Path) -> bool:
+        # Elsewhere a checkpoint gets its name at the end; a directory in a bucket cannot be renamed
+        # at once, and is complete when Orbax's marker is in it.
+        return not buckets.is_remote(path) or ocp.utils.is_checkpoint_finalized(path)
+
+    return [int(p.name) for p in directory.glob("*") if p.name.isdigit() and complete(p)]
+
+
 class Checkpoints:
     """The checkpoints of one run.
 
@@ -63,7 +74,9 @@ class Checkpoints:
 
     def __init__(self, directory: Path, *, best: str) -> None:
         """Opens the checkpoints in `directory`, keeping the best by the metric `best`."""
-        self._directory = directory.absolute()
+        self._remote = buckets.is_remote(directory)
+        self._directory = directory if self._remote else directory.absolute()
+        self._errors = (*STORAGE_ERRORS, *(buckets.errors() if self._remote else ()))
         self._best = best
         self._manager = self._open()
 
@@ -105,7 +118,7 @@ class Checkpoints:
         try:
             self._manager.wait_until_finished()
             self._manager.save(step, args=arguments, metrics=metrics, force=True)
-        except STORAGE_ERRORS as error:
+        except self._errors as error:
             raise self._not_saved(error) from error
 
     def wait(self) -> None:
@@ -117,7 +130,7 @@ class Checkpoints:
         try:
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
-        except STORAGE_ERRORS as error:
+        except self._errors as error:
             raise self._not_saved(error) from error
 
     def close(self) -> None:
@@ -145,6 +158,7 @@ class Checkpoints:
             try:
                 restored = self._read(step, abstract)
             except Exception as error:
+                self._refuse_outage(step, error)
                 if not _is_damage(error):
                     raise
                 damaged[step] = _reason(error)
@@ -176,6 +190,7 @@ class Checkpoints:
         try:
             return self._read(step, abstract)
         except Exception as error:
+            self._refuse_outage(step, error)
             if not _is_damage(error):
                 raise
             reason = _reason(error)
@@ -206,22 +221,32 @@ class Checkpoints:
             path = self._directory / str(step)
             target = self._directory.parent / "corrupt_checkpoints" / str(step)
             logger.warning("checkpoint %s is damaged (%s); moved it to %s", path, reason, target)
-            shutil.rmtree(target, ignore_errors=True)
-            target.parent.mkdir(exist_ok=True)
-            path.rename(target)
+            buckets.remove_tree(target)
+            buckets.move_tree(path, target)
         self._manager = self._open()
 
+    def _refuse_outage(self, step: int, error: Exception) -> None:
+        """Raises a UserError if the bucket failed, which says nothing about the checkpoint."""
+        device = isinstance(error, jax.errors.JaxRuntimeError)
+        if self._remote and not device and buckets.is_outage(error):
+            raise UserError(
+                f"checkpoint {self._directory / str(step)} cannot be reached ({_reason(error)}); "
+                "run the same command again when the bucket answers"
+            ) from error
+
     def _not_saved(self, error: Exception) -> UserError:
+        if self._remote:
+            return UserError(
+                f"cannot save a checkpoint in {self._directory}: {_reason(error)}; see that the "
+                "bucket can be written and run the same command again to go on"
+            )
         for unfinished in self._directory.glob("*.orbax-checkpoint-tmp*"):
-            shutil.rmtree(unfinished, ignore_errors=True)
+            buckets.remove_tree(unfinished)
         code = re.search(r"os_error_code='(\d+)'", str(error))  # in tensorstore's messages
         reason = os.strerror(int(code[1])) if code else " ".join(str(error).split())[:200]
-        kept = max(self._complete_steps(), default=None)
+        kept = max(complete_steps(self._directory), default=None)
         good = "none is complete yet" if kept is None else f"the one of step {kept} is complete"
         return UserError(
             f"cannot save a checkpoint in {self._directory}: {reason}; free some space and run the "
             f"same command again to go on ({good})"
         )
-
-    def _complete_steps(self) -> list[int]:
-        return [int(p.name) for p in self._directory.iterdir() if p.name.isdigit()]

@@ -23,7 +23,7 @@ The same command goes on with a run that was stopped.
   VARIANT    demo (the default: data that is drawn on this machine), folder or imagenet
   OBJECTIVE  erm, noise, corm, corm_plus, corm_two_term, corm_hi, rrr, pgd, background_swap, dfr,
              consistency, cam or cfce instead of the file's
-  --workdir  where the run is kept (default: runs/VARIANT/FILE)
+  --workdir  where the run is kept (default: runs/VARIANT/FILE): a directory, or gs://BUCKET/RUN
   --distributed        one process of several: of a TPU pod, a SLURM or Kubernetes job; elsewhere set
                        CORM_COORDINATOR=HOST:PORT, CORM_NUM_PROCESSES and CORM_PROCESS_ID instead
   --config.KEY=VALUE   changes a key; corm_jax/config.py lists them all with their meaning

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from corm_jax.buckets import is_remote
 from corm_jax.errors import UserError, lookup
 from corm_jax.files import local_path, read_json
 from corm_jax.losses.controls import CONTROLS
@@ -49,7 +50,8 @@ def base_config(objective: str) -> ConfigDict:
     config.data = data = ConfigDict()
     data.source = "tfds"  # tfds or folder
     data.tfds_name = "spurious_shapes/rate_95"  # data set, or data set/config
-    data.data_dir = "data"  # of prepared TFDS data; "" is $TFDS_DATA_DIR or ~/tensorflow_datasets
+    # "" is $TFDS_DATA_DIR or ~/tensorflow_datasets.
+    data.data_dir = "data"  # of prepared TFDS data; may be gs://BUCKET/DIR
     data.folder = ""  # for source=folder: holds images/<class>/<id>.jpg, masks/<class>/<id>.png
     data.masks = ""  # directory of mask records; "" is the data set's own
     data.validation_masks = ""  # of the validation images alone; "" is data.masks
@@ -187,6 +189,7 @@ BOUNDS: dict[str, Bound] = {
 }
 # Of files, where they are not "".
 PATHS = ("init", "data.data_dir", "data.folder", "data.masks", "data.validation_masks")
+MAY_BE_REMOTE = ("init", "data.data_dir")
 # Of keys that change nothing of what a run computes.
 OBSERVING = ("watch.stall_minutes", "profile.steps")
 # Of the numbers in a term, where it has them.
@@ -233,7 +236,8 @@ def check_config(config: ConfigDict) -> None:
                 f"config.data.image_size={flat['data.image_size']}"
             )
     for key in PATHS:
-        local_path(flat[key], f"config.{key}")
+        if not (key in MAY_BE_REMOTE and is_remote(flat[key])):
+            local_path(flat[key], f"config.{key}")
     parse_steps(config.profile.steps)
     lookup(CONTROLS, config.control, "control")
     build(config.terms.to_dict())

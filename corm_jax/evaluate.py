@@ -12,14 +12,16 @@ evaluated on its own validation images unless --data says otherwise. A zoo is a 
 weights --weights=DIR holds, or some of them; each gets OUTPUT/NAME. OUTPUT receives results.json
 (metrics, 95 % intervals, where everything comes from), PROTOCOL.npz (each image's outcomes),
 examples.npz (what the model is shown of a few images) and, of the single_feature protocol,
-single_feature.csv; python -m corm_jax.report makes a page of them. The same command goes on where
-it was stopped. Several processes share the evaluation of a model of ours, as they share a run.
+single_feature.csv; python -m corm_jax.report makes a page of them. WORKDIR may be gs://BUCKET/NAME.
+The same command goes on where it was stopped. Several processes share the evaluation of a model of
+ours, as they share a run.
 """
 
 import argparse
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ import jax
 from ml_collections import ConfigDict
 
 from corm_jax import distributed, zoo
+from corm_jax.buckets import is_remote
 from corm_jax.command_line import load_config
 from corm_jax.comparison import compare
 from corm_jax.config import base_config, check_config
@@ -35,7 +38,7 @@ from corm_jax.data.pipeline import Split
 from corm_jax.errors import UserError, lookup
 from corm_jax.evaluation import DEFAULT, OFFERED, evaluate, format_results, possible
 from corm_jax.evaluation_files import SOURCES
-from corm_jax.files import read_json
+from corm_jax.files import local_path, read_json, run_path
 from corm_jax.runs import WHICH
 from corm_jax.sharding import create_mesh
 from corm_jax.subjects import Subject, load_native, native_subject, torch_subject
@@ -92,16 +95,45 @@ def _parser() -> argparse.ArgumentParser:
     kinds = "WORKDIR, FILE, timm:NAME, torchvision:NAME, open_clip:NAME"
     add("model", nargs="?", metavar="MODEL", help=kinds)
     add("--config", metavar="FILE", help="a zoo in place of MODEL: configs/zoo.py")
-    add("--output", type=_path, required=True, metavar="OUTPUT", help="a directory")
+    add(
+        "--output",
+        type=_file("--output"),
+        required=True,
+        metavar="OUTPUT",
+        help="a directory",
+    )
     add("--which", choices=WHICH, default="latest", help="checkpoint of a run (%(default)s)")
-    add("--weights", type=_path, help="state dict of another library's model; a zoo's directory")
+    add(
+        "--weights",
+        type=_file("--weights"),
+        help="state dict of another library's model; a zoo's directory",
+    )
     add("--device", default="cpu", help="PyTorch's, of another library's model (%(default)s)")
     add("--data", help="folder:DIR or tfds:NAME")
-    add("--like", type=_path, metavar="WORKDIR", help="a run whose data and noise to take")
+    add(
+        "--like",
+        type=partial(run_path, what="--like"),
+        metavar="WORKDIR",
+        help="a run whose data and noise to take",
+    )
     add("--split", choices=("validation", "train"), default="validation", help="(%(default)s)")
-    add("--masks", type=_path, help="mask records (python -m corm_jax.masks import)")
-    add("--spuriosity", type=_path, metavar="CSV", help="ranking of images, for spurious_gap")
-    add("--features", type=_path, metavar="WORKDIR", help="of masks build, for single_feature")
+    add(
+        "--masks",
+        type=_file("--masks"),
+        help="mask records (python -m corm_jax.masks import)",
+    )
+    add(
+        "--spuriosity",
+        type=_file("--spuriosity"),
+        metavar="CSV",
+        help="ranking of images, for spurious_gap",
+    )
+    add(
+        "--features",
+        type=_file("--features"),
+        metavar="WORKDIR",
+        help="of masks build, for single_feature",
+    )
     add(
         "--protocol",
         default=",".join(DEFAULT),
@@ -122,8 +154,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _path(text: str) -> Path:
-    return Path(text).expanduser()
+def _file(what: str) -> Callable[[str], Path]:
+    return partial(local_path, what=what)
 
 
 def _evaluate_zoo(arguments: argparse.Namespace) -> int:
@@ -152,10 +184,10 @@ def _evaluate(arguments: argparse.Namespace) -> dict[str, Any] | None:
     protocols = list(dict.fromkeys(arguments.protocol.split(",")))
     for name in () if protocols == ["all"] else protocols:
         lookup(dict.fromkeys(OFFERED), name, "protocol")
-    if ":" in arguments.model and not Path(arguments.model).exists():
+    if _is_of_library(arguments.model):
         native, config = None, _config(arguments, None)
     else:
-        native = load_native(_path(arguments.model), arguments.which)
+        native = load_native(run_path(arguments.model, "MODEL"), arguments.which)
         config = _config(arguments, native)
     if native is None and jax.process_count() > 1:
         raise UserError(
@@ -187,13 +219,20 @@ def _evaluate(arguments: argparse.Namespace) -> dict[str, Any] | None:
     )
 
 
+def _is_of_library(model: str) -> bool:
+    """Returns whether MODEL is LIBRARY:NAME."""
+    return ":" in model and not is_remote(model) and not Path(model).exists()
+
+
 def _config(arguments: argparse.Namespace, native: Any) -> ConfigDict:
     """Returns a whole config of which `data` and `eval` are used."""
-    run = arguments.like or _path(arguments.model)
+    run = arguments.like
+    if run is None and not _is_of_library(arguments.model):
+        run = run_path(arguments.model, "MODEL")
     config = base_config("erm")
     config.model.name = "resnet50"  # takes images of any size
     config.data.image_size, config.data.center_crop_share = 224, 0.875
-    if run.is_dir():
+    if run is not None and run.is_dir():
         of_run = read_json(run / "config.json")
         config.data, config.eval = ConfigDict(of_run["data"]), ConfigDict(of_run["eval"])
     elif arguments.like or not arguments.data:
@@ -255,7 +294,7 @@ def _comparison_parser() -> argparse.ArgumentParser:
         description="Prints the second evaluation's metrics less the first's, image by image.",
     )
     for name in ("first", "second"):
-        parser.add_argument(name, type=_path, metavar="OUTPUT")
+        parser.add_argument(name, type=_file("OUTPUT"), metavar="OUTPUT")
     return parser
 
 

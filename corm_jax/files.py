@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from corm_jax import buckets
 from corm_jax.errors import UserError
 
 
@@ -40,13 +41,43 @@ def local_path(text: str, what: str) -> Path:
     return Path(text).expanduser()
 
 
+def run_path(text: str, what: str) -> Path:
+    """Returns the path of a run, which may be in a bucket.
+
+    Args:
+      text: of the path: of a directory or file here, or gs://BUCKET/NAME.
+      what: names it, for the error.
+
+    Raises:
+      UserError: for a bucket that cannot be used (see `corm_jax.buckets`), and for s3:// and the
+        like: Orbax writes checkpoints to no other object store.
+    """
+    if buckets.is_remote(text):
+        return buckets.open_path(text, what, write=True)
+    return local_path(text, what)
+
+
+def data_path(text: str, what: str) -> Path:
+    """Returns the path of data, which may be in a bucket; arguments and errors as of `run_path`."""
+    if buckets.is_remote(text):
+        return buckets.open_path(text, what, write=False)
+    return local_path(text, what)
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside `path`, renamed to `path` when the block succeeds.
 
+    Where `path` is in a bucket, the temporary one is on this disk, and copied.
+
     Raises:
-      UserError: if the operating system refuses the write (a full disk, no permission).
+      UserError: if the write is refused (a full disk, no permission).
     """
+    if buckets.is_remote(path):
+        with reporting(path), tempfile.TemporaryDirectory(prefix="corm_jax-") as directory:
+            yield (temporary := Path(directory) / path.name)
+            buckets.upload(temporary, path)
+        return
     with reporting(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(
@@ -115,7 +146,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text())
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(
             f"{path} is not valid JSON ({error}); restore it or write it again"

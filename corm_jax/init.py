@@ -22,9 +22,10 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
 from corm_jax import model_file
+from corm_jax.checkpoint import complete_steps
 from corm_jax.description import Description
 from corm_jax.errors import UserError
-from corm_jax.files import read_json
+from corm_jax.files import read_json, run_path
 from corm_jax.models import default_image_size
 from corm_jax.models.layers import heads
 from corm_jax.models.positions import resample_positions
@@ -60,12 +61,12 @@ def load(config: ConfigDict, workdir: Path) -> Source | None:
     Raises:
       UserError: if `config.init` cannot be loaded, or is of another model than `config.model.name`.
     """
-    if any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*")):
+    if complete_steps(workdir / "checkpoints"):
         path = workdir / "model.json"
         return Source(Description.from_json(read_json(path), str(path)), None)
     if not config.init:
         return None
-    path = Path(config.init).expanduser()
+    path = run_path(config.init, "config.init")
     if not path.exists():
         raise UserError(f"config.init={config.init} does not exist")
     source = LOADERS[_kind(path)](path, config)

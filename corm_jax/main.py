@@ -9,7 +9,7 @@ from ml_collections import config_flags
 from corm_jax import distributed
 from corm_jax.command_line import HELP, check_overrides, default_workdir
 from corm_jax.errors import UserError, nearest
-from corm_jax.files import local_path
+from corm_jax.files import run_path
 from corm_jax.preemption import EXIT_CODE, Preempted, Preemption
 from corm_jax.terminal import set_up_terminal
 
@@ -41,6 +41,8 @@ def main(_: list[str]) -> None:
     set_up_terminal()  # here, because absl installs a handler of its own before
     preemption = Preemption()
     preemption.install()
+    name = config_flags.get_config_filename(flags.FLAGS["config"])
+    workdir = run_path(WORKDIR.value, "--workdir") if WORKDIR.value else default_workdir(name)
     # Imported after the flags are checked: a mistyped flag need not wait for tensorflow.
     from corm_jax.report import format_table, summary_row
     from corm_jax.train import train
@@ -49,8 +51,6 @@ def main(_: list[str]) -> None:
         distributed.start_from_cluster()
     distributed.let_first_speak()
 
-    name = config_flags.get_config_filename(flags.FLAGS["config"])
-    workdir = local_path(WORKDIR.value, "--workdir") if WORKDIR.value else default_workdir(name)
     results = train(CONFIG.value, workdir, preemption)
     if distributed.is_first():
         print(format_table([summary_row(results)]))

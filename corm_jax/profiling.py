@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 
+from corm_jax.buckets import Mirror
 from corm_jax.errors import UserError
 
 
@@ -37,7 +38,7 @@ class Profile:
           steps: the first and the last, None for no profile.
         """
         self._directory, self._steps = directory, steps
-        self._active = False
+        self._trace: Mirror | None = None  # that is being written
 
     def before(self, step: int, state: Any) -> None:
         """Starts or ends the trace as it is due; call before every step.
@@ -47,15 +48,16 @@ class Profile:
           state: what the steps before give; a trace ends when it is there.
         """
         due = self._steps is not None and self._steps[0] <= step <= self._steps[1]
-        if due and not self._active:
-            jax.profiler.start_trace(str(self._directory))
-            self._active = True
-        elif self._active and not due:
+        if due and self._trace is None:
+            self._trace = Mirror(self._directory)
+            jax.profiler.start_trace(str(self._trace.local))
+        elif self._trace is not None and not due:
             jax.block_until_ready(state)
             self.close()
 
     def close(self) -> None:
         """Ends a trace that is not ended yet."""
-        if self._active:
+        if self._trace is not None:
+            trace, self._trace = self._trace, None
             jax.profiler.stop_trace()
-            self._active = False
+            trace.close()

@@ -1,7 +1,7 @@
 """What a user sees of a running training: a progress line, TensorBoard, a history on disk."""
 
 import json
-import shutil
+import logging
 import sys
 import time
 from pathlib import Path
@@ -9,8 +9,12 @@ from typing import Any, TextIO
 
 from clu import metric_writers
 
+from corm_jax.buckets import Mirror, remove_tree
+from corm_jax.errors import UserError
 from corm_jax.files import replacing, reporting
 from corm_jax.meter import Reading
+
+logger = logging.getLogger(__name__)
 
 
 class History:
@@ -21,14 +25,17 @@ class History:
 
         TensorBoard's events are written anew from it: a killed run's may lack the last ones, and
         hold those of steps that are taken again.
+
+        Of a workdir in a bucket the files are on disk, and `publish` copies them.
         """
-        self._path = workdir / "history.jsonl"
-        self.records = [r for r in read_history(self._path) if r["step"] <= start]
+        self.records = [r for r in read_history(workdir / "history.jsonl") if r["step"] <= start]
+        remove_tree(workdir / "tensorboard")
+        self._mirror = Mirror(workdir)
+        self._path = self._mirror.local / "history.jsonl"
         with replacing(self._path) as temporary:
             temporary.write_text("".join(json.dumps(r) + "\n" for r in self.records))
         self._file = self._path.open("a")
-        shutil.rmtree(workdir / "tensorboard", ignore_errors=True)
-        self._writer = metric_writers.SummaryWriter(str(workdir / "tensorboard"))
+        self._writer = metric_writers.SummaryWriter(str(self._mirror.local / "tensorboard"))
         for record in self.records:
             self._writer.write_scalars(
                 record["step"], {name: v for name, v in record.items() if name != "step"}
@@ -47,11 +54,27 @@ class History:
             self._file.flush()
         self._writer.write_scalars(step, metrics)
         self._writer.flush()
+        try:
+            self._mirror.publish(soon=False)
+        except UserError as error:
+            # Until a checkpoint is saved nothing depends on it.
+            logger.warning("%s; it is tried again later", error)
+
+    def publish(self) -> None:
+        """Copies all to the bucket, if the workdir is in one; call before a checkpoint is saved.
+
+        What a checkpoint counts as past must be there when another process goes on from it.
+
+        Raises:
+          UserError: if the bucket cannot be written.
+        """
+        self._mirror.publish()
 
     def close(self) -> None:
         """Flushes and closes both files."""
         self._file.close()
         self._writer.close()
+        self._mirror.close()
 
 
 class NoHistory:
@@ -61,6 +84,9 @@ class NoHistory:
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         """Writes nothing."""
+
+    def publish(self) -> None:
+        """Has nothing to copy."""
 
     def close(self) -> None:
         """Has nothing to close."""

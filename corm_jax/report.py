@@ -5,6 +5,7 @@ import datetime
 import platform
 import sys
 from collections.abc import Sequence
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from ml_collections import ConfigDict
 
 import corm_jax
 from corm_jax.errors import UserError
-from corm_jax.files import read_json, replacing, write_json
+from corm_jax.files import read_json, replacing, run_path, write_json
 from corm_jax.protocols.summary import DEFINITIONS, extra_definitions
 from corm_jax.protocols.views import ablated, core_region, dilations, noisy_pair
 from corm_jax.steps import expand_batch
@@ -275,16 +276,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     add(
         "workdirs",
         nargs="+",
-        type=Path,
+        type=partial(run_path, what="DIR"),
         metavar="DIR",
         help="of a run; with --output also of an evaluation (python -m corm_jax.evaluate)",
     )
-    add("--summary", type=Path, help="also write the table as JSON to this file")
-    add("--output", type=Path, metavar="FILE.html", help="write a page about all DIRs instead")
-    arguments = parser.parse_args(argv)
-    if arguments.output and arguments.summary:
-        parser.error("--summary goes with the table, --output takes its place")
+    add(
+        "--summary",
+        type=partial(run_path, what="--summary"),
+        help="also write the table as JSON to this file",
+    )
+    add(
+        "--output",
+        type=partial(run_path, what="--output"),
+        metavar="FILE.html",
+        help="write a page about all DIRs instead",
+    )
     try:
+        arguments = parser.parse_args(argv)
+        if arguments.output and arguments.summary:
+            parser.error("--summary goes with the table, --output takes its place")
         if arguments.output:
             # Imported here: it imports what imports this module.
             from corm_jax.html_report.document import write_report

@@ -39,7 +39,8 @@ def train(
       config: as `corm_jax.config.base_config` describes it.
       workdir: receives config.json, model.json (what the model is), checkpoints/, history.jsonl,
         tensorboard/, heartbeat/, curves.png, examples.png and at last results.json: where that is,
-        the run is finished and its content is returned as it is.
+        the run is finished and its content is returned as it is. It may be in a bucket:
+        `corm_jax.files.run_path`.
       preemption: tells when to save and end; by default nothing does.
 
     Returns:
@@ -204,6 +205,7 @@ def _loop(
             )
         if save_now:
             with watch.during(SAVE):
+                history.publish()
                 checkpoints.save(step, state, run, validation)
         if preempted:
             progress.finish()

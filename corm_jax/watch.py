@@ -15,6 +15,7 @@ from typing import NamedTuple, TypeVar
 import jax
 
 from corm_jax import distributed
+from corm_jax.buckets import is_remote
 from corm_jax.errors import UserError
 from corm_jax.files import write_json
 
@@ -45,10 +46,10 @@ SAVE = Activity("saving a checkpoint", FILES.cause)
 class Watch:
     """What a process of a run is doing, for others to see.
 
-    While it is `running`, it writes `heartbeat/<process>.json` into the workdir: after each log and
-    at least every `HEARTBEAT_SECONDS`. A file that is older means that the process is gone, or
-    stopped as a whole. One activity that takes longer than the limit ends the process: with a
-    message, the stack of each thread on stderr, and `EXIT_CODE`.
+    While it is `running`, it writes `heartbeat/<process>.json` into the workdir: after each log
+    (not into a bucket) and at least every `HEARTBEAT_SECONDS`. A file that is older means that the
+    process is gone, or stopped as a whole. One activity that takes longer than the limit ends the
+    process: with a message, the stack of each thread on stderr, and `EXIT_CODE`.
     """
 
     def __init__(self, workdir: Path, stall_minutes: float) -> None:
@@ -115,7 +116,8 @@ class Watch:
                 write_json(self._path, self._heartbeat())
             if over:
                 return
-            self._news.wait(self._interval)
+            # One object takes one write a second, and steps may be logged faster.
+            (self._over if is_remote(self._path) else self._news).wait(self._interval)
             self._news.clear()
 
     def _guard(self) -> None:

@@ -123,7 +123,10 @@ def test_warmup_follows_the_number_of_steps_unless_it_is_given() -> None:
         ("checkpoint.best", "loss", "valid: clean, core, rcs"),
         ("watch.stall_minutes", -1.0, "config.watch.stall_minutes=-1.0 must be >= 0"),
         ("profile.steps", "10-15", "config.profile.steps='10-15' must be FIRST:LAST"),
-        ("data.data_dir", "gs://bucket/data", "config.data.data_dir=gs://bucket/data is in an"),
+        ("data.data_dir", "s3://bucket/data", "config.data.data_dir=s3://bucket/data is in an"),
+        ("data.folder", "gs://bucket/data", "config.data.folder=gs://bucket/data is in an object"),
+        ("data.masks", "gs://bucket/masks", "config.data.masks=gs://bucket/masks is in an object"),
+        ("init", "s3://bucket/run", "config.init=s3://bucket/run is in an object store"),
     ],
 )
 def test_bad_value_is_named(key: str, value: object, message: str) -> None:

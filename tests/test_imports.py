@@ -53,3 +53,18 @@ def test_data_leaves_accelerators_to_jax() -> None:
         "assert tf.config.get_visible_devices('TPU') == []"
     )
     assert "tensorflow" in imported(code)
+
+
+def test_buckets_cost_a_local_run_nothing() -> None:
+    code = (
+        "import tempfile, pathlib, jax.numpy as jnp; "
+        "import corm_jax.main, corm_jax.train, corm_jax.evaluate, corm_jax.report; "
+        "from corm_jax.checkpoint import Checkpoints; "
+        "from corm_jax.files import run_path, write_json; "
+        "path = run_path(tempfile.mkdtemp(), '--workdir'); write_json(path / 'a.json', {}); "
+        "checkpoints = Checkpoints(path / 'checkpoints', best='core'); "
+        "checkpoints.save(1, {'a': jnp.zeros(3)}, {}, None); checkpoints.close()"
+    )
+    modules = imported(code)
+    assert "orbax.checkpoint" in modules
+    assert not modules & {"gcsfs", "s3fs", "aiohttp", "google.auth", "google.cloud.storage"}

@@ -9,10 +9,12 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from corm_jax import distributed
+from corm_jax.buckets import is_remote
 from corm_jax.config import extra_sets
 from corm_jax.data import folder, join, order, pipeline, prepare, preprocess, tfds_source
 from corm_jax.data.set_aside import set_aside
 from corm_jax.errors import UserError, lookup
+from corm_jax.files import data_path
 from corm_jax.masks.records import MaskRecords, MaskSource
 
 
@@ -71,7 +73,8 @@ def _open_extra(config: ConfigDict, name: str, dataset: Dataset) -> pipeline.Spl
 
 
 def _data_dir(config: ConfigDict) -> Path:
-    return Path(config.data.data_dir or tfds_source.default_data_dir()).expanduser()
+    given = str(config.data.data_dir or tfds_source.default_data_dir())
+    return data_path(given, "config.data.data_dir")
 
 
 def _open_folder(config: ConfigDict) -> Dataset:
@@ -88,6 +91,11 @@ def _open_tfds(config: ConfigDict) -> Dataset:
     data = config.data
     data_dir = _data_dir(config)
     if data.tfds_name.partition("/")[0] == prepare.EMBEDDED:
+        if is_remote(data_dir):
+            raise UserError(
+                f"config.data.data_dir={data_dir}: {data.tfds_name} is drawn on this machine; name "
+                "a directory here"
+            )
         directory, own_masks = prepare.prepare_embedded(data.tfds_name, data_dir)
     else:
         directory, own_masks = tfds_source.find_prepared(data.tfds_name, data_dir), None

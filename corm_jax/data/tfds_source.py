@@ -106,7 +106,8 @@ class TfdsImages:
         """Returns a field of all records; it is read once and kept beside them."""
         path = self._directory / f"{what}-{self._split}.npy"
         if path.exists():
-            kept = np.load(path, allow_pickle=False)
+            with path.open("rb") as file:
+                kept = np.load(file, allow_pickle=False)
             if len(kept) == len(self._records):
                 return kept
         values, count = [], len(self._records)
