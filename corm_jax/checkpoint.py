@@ -45,12 +45,17 @@ def fingerprint(tree: Any) -> jax.Array:
         x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
         return x ^ (x >> 16)
 
-    total = jnp.zeros((), jnp.uint32)
-    for leaf in jax.tree.leaves(tree):
+    def mixed_sum(leaf: jax.Array) -> jax.Array:
         bits = jax.lax.bitcast_convert_type(leaf, jnp.uint32).ravel()
         places = mix(jnp.arange(1, bits.size + 1, dtype=jnp.uint32))
         # A sum is the same in whatever order the devices add.
-        total = mix(total + mix(bits ^ places).sum(dtype=jnp.uint32) + jnp.uint32(bits.size))
+        return mix(bits ^ places).sum(dtype=jnp.uint32) + jnp.uint32(bits.size)
+
+    sums = [mixed_sum(leaf) for leaf in jax.tree.leaves(tree)]
+    # A loop, because XLA for CPUs takes minutes to fuse the chain of some hundred leaves.
+    total, _ = jax.lax.scan(
+        lambda total, leaf: (mix(total + leaf), None), jnp.zeros((), jnp.uint32), jnp.stack(sums)
+    )
     return total
 
 
