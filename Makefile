@@ -33,7 +33,7 @@ demo: install
 	$(BIN)/python -m corm_jax.report $(RUNS)/vit_erm $(RUNS)/vit_corm --summary=$(RUNS)/summary.json
 
 test: install
-	$(BIN)/python -m pytest -n auto $(TEST_FLAGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile $(TEST_FLAGS)
 
 lint: install
 	$(BIN)/ruff check .

@@ -24,7 +24,7 @@ from corm_jax.report import main as report
 
 pytestmark = pytest.mark.slow
 
-RESNET = {"model__name": "resnet18", "data__image_size": 32, "train__steps": 6}
+RESNET = {"model__name": "resnet18", "data__image_size": 16, "train__steps": 6}
 
 
 class Trained(NamedTuple):
@@ -39,6 +39,16 @@ def trained(tmp_path_factory: pytest.TempPathFactory, shapes_data_dir: Path) -> 
     config = small_config("configs/resnet_erm.py", shapes_data_dir, **RESNET)
     workdir = tmp_path_factory.mktemp("runs") / "run"
     return Trained(workdir, train(config, workdir))
+
+
+@pytest.fixture(scope="module")
+def nano(tmp_path_factory: pytest.TempPathFactory, shapes_data_dir: Path) -> Path:
+    """The workdir of a run that no other library has a model for, and takes less time."""
+    from corm_jax.train import train
+
+    workdir = tmp_path_factory.mktemp("runs") / "nano"
+    train(small_config("configs/resnet_erm.py", shapes_data_dir, train__steps=4), workdir)
+    return workdir
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +78,7 @@ def test_a_run_has_the_metrics_that_it_ended_with(trained: Trained, evaluated: P
                 assert low - 1e-9 <= found[name] <= high + 1e-9
     about = results["provenance"]
     assert about["noise"] == {"sigma": 0.25, "trials": 2, "seed": 0}
-    assert about["preprocessing"]["dilations"] == 2  # 15 at 224 pixels, in proportion at 32
+    assert about["preprocessing"]["dilations"] == 1  # 15 at 224 pixels, in proportion at 16
     assert "torch" not in about["versions"]
     assert about["model"]["weights"].startswith("sha256:")
     assert about["data"]["images"] == found["images"]
@@ -92,9 +102,9 @@ def test_a_page_shows_the_evaluation(evaluated: Path, tmp_path: Path) -> None:
 
 
 def test_a_finished_protocol_is_not_measured_again(
-    trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture
+    nano: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    arguments = [str(trained.workdir), f"--output={tmp_path}"]
+    arguments = [str(nano), f"--output={tmp_path}"]
     assert main([*arguments, "--protocol=ablations"]) == 0
     written = (tmp_path / "ablations.npz").stat().st_mtime_ns
     assert "core" not in metrics_of(read(tmp_path))
@@ -108,16 +118,16 @@ def test_a_finished_protocol_is_not_measured_again(
 
 
 def test_every_protocol_that_the_data_allows_is_measured(
-    trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture
+    nano: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    config = json.loads((trained.workdir / "config.json").read_text())
+    config = json.loads((nano / "config.json").read_text())
     dataset = open_dataset(ConfigDict(config))
     names = dataset.validation.images.file_names[:40]
     ranking = tmp_path / "spuriosity.csv"
     rows = [f"{os.fsdecode(name)},class,0,{place}" for place, name in enumerate(names)]
     ranking.write_text("\n".join(["file_name,class,score,rank", *rows]))
     output = tmp_path / "all"
-    arguments = [str(trained.workdir), f"--output={output}", "--protocol=all"]
+    arguments = [str(nano), f"--output={output}", "--protocol=all"]
     assert main([*arguments, f"--spuriosity={ranking}"]) == 0
     shown = capsys.readouterr().out
     results = read(output)
@@ -136,11 +146,8 @@ def test_every_protocol_that_the_data_allows_is_measured(
     for name, protocol in results["protocols"].items():
         assert summarize(read_outcomes(output / f"{name}.npz")) == protocol["metrics"]
         assert protocol["definitions"].keys() == protocol["metrics"].keys()
-    assert (
-        main([str(trained.workdir), f"--output={output}", "--protocol=annotated"])
-        == len(missing) // 2
-    )
-    assert main([str(trained.workdir), f"--output={tmp_path}", "--protocol=spurious_gap"]) == 1
+    assert main([str(nano), f"--output={output}", "--protocol=annotated"]) == len(missing) // 2
+    assert main([str(nano), f"--output={tmp_path}", "--protocol=spurious_gap"]) == 1
     assert "needs a ranking of the images: --spuriosity=FILE" in capsys.readouterr().err
 
 
@@ -173,7 +180,7 @@ def test_a_model_file_is_the_run_it_comes_from_and_comparing_says_so(
     assert convert(["to-torch", str(trained.workdir), f"--output={state}"]) == 0
     names = tmp_path / "names.json"
     names.write_text(json.dumps(json.loads(state.with_suffix(".json").read_text())["label_names"]))
-    flags = ["--model=resnet18", f"--output={model}", f"--classes={names}", "--image_size=32"]
+    flags = ["--model=resnet18", f"--output={model}", f"--classes={names}", "--image_size=16"]
     assert convert(["from-torch", str(state), *flags, "--center_crop_share=1"]) == 0
     assert main([str(model), f"--like={trained.workdir}", f"--output={tmp_path / 'e'}"]) == 0
     assert differing_keys(read(tmp_path / "e")["provenance"], read(evaluated)["provenance"]) == []
@@ -215,7 +222,7 @@ def test_what_cannot_be_evaluated_is_one_line(
     assert "name the data to evaluate timm:resnet18 on" in error("timm:resnet18", "--weights=x")
     assert "config.eval.trials=0 must be" in error(run, "--trials=0")
     assert "--batch_size=9 is not a multiple of the 8 devices" in error(run, "--batch_size=9")
-    assert "takes images of 32 pixels, not 64" in error(run, "--image_size=64")
+    assert "takes images of 16 pixels, not 64" in error(run, "--image_size=64")
     assert main(["compare", str(tmp_path / "a"), str(tmp_path / "b")]) == 1
     assert "error: " in capsys.readouterr().err
 

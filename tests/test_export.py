@@ -17,11 +17,11 @@ from corm_jax.data.drawing import SHAPES
 from corm_jax.runs import load_run
 from corm_jax.state_dicts import read
 
-RESNET = {"model__name": "resnet18", "data__image_size": 32}
+RESNET = {"model__name": "resnet18", "data__image_size": 16}
 VIT = {
     "model__name": "vit_tiny_patch16_224",
     "model__global_pool": "avg",
-    "data__image_size": 48,
+    "data__image_size": 32,
 }
 CHANGES = {
     "train__steps": 12,
