@@ -163,7 +163,6 @@ class Checkpoints:
             try:
                 restored = self._read(step, abstract)
             except Exception as error:
-                self._refuse_outage(step, error)
                 if not _is_damage(error):
                     raise
                 damaged[step] = _reason(error)
@@ -195,7 +194,6 @@ class Checkpoints:
         try:
             return self._read(step, abstract)
         except Exception as error:
-            self._refuse_outage(step, error)
             if not _is_damage(error):
                 raise
             reason = _reason(error)
@@ -209,12 +207,14 @@ class Checkpoints:
         return None if step is None else (step, self._manager.metrics(step))
 
     def _read(self, step: int, abstract: T) -> tuple[T, dict[str, Any]]:
-        restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(abstract), run=ocp.args.JsonRestore()
-            ),
+        arguments = ocp.args.Composite(
+            state=ocp.args.StandardRestore(abstract), run=ocp.args.JsonRestore()
         )
+        try:
+            restored = self._manager.restore(step, args=arguments)
+        except Exception as error:
+            self._refuse_outage(step, error)
+            raise
         if int(fingerprint(restored.state)) != restored.run["fingerprint"]:
             raise ValueError("its checksum does not match")
         return restored.state, restored.run
