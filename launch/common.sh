@@ -148,19 +148,24 @@ flag_value() {
     printf '%s' "$value"
 }
 
-# Refuses flags that name what the programs do not read.
+# check_urls WORDS: refuses flags that name what the programs do not read. Sets `buckets` to the
+# names of the buckets in flags that may name one; where WORDS is "runs", bare words may too.
 check_urls() {
-    local flag
-    for flag in "${flags[@]}"; do
-        [[ $flag != *://* ]] ||
-            die "the program reads and writes files, not URLs, but a flag is $flag; mount the bucket where it runs, and name the path that it has there, such as /mnt/BUCKET/DIR"
+    local word
+    buckets=()
+    for word in "${flags[@]}"; do
+        if [[ $word =~ ^--(workdir|config\.init|config\.data\.data_dir)=gs://([^/]+)/[^/] ]]; then
+            buckets+=("${BASH_REMATCH[2]}")
+        elif [[ $word == *://* && ! ($1 == runs && $word =~ ^gs://[^/]+/[^/]) ]]; then
+            die "a flag is $word; what the program reads and writes in a bucket is --workdir=gs://BUCKET/DIR and so --config.data.data_dir and --config.init; for the rest mount the bucket where it runs, and name the path that it has there, such as /mnt/BUCKET/DIR"
+        fi
     done
 }
 
 # Refuses flags of corm_jax.main that could only fail once machines have been paid for.
 check_flags() {
     local config
-    check_urls
+    check_urls ""
     config=$(flag_value config)
     [[ -n $config ]] || die "name a config after --, such as: -- --config=configs/vit_corm.py"
     (cd "$repository" && [[ -f ${config%%:*} ]]) || die "config file ${config%%:*} is not in $repository"

@@ -38,7 +38,7 @@ require_command "$python" "activate the environment with corm_jax, or name an in
 if [[ ${option[module]} == corm_jax.main ]]; then
     check_flags
 else
-    check_urls
+    check_urls runs
 fi
 
 processes=${option[processes]}

@@ -22,10 +22,12 @@ shared_options() {
   --zone=ZONE                such as us-central2-b: gcloud compute tpus locations list
   --accelerator-type=TYPE    such as v4-8 or v5litepod-16: gcloud compute tpus tpu-vm accelerator-types list
   --runtime-version=VERSION  such as tpu-ubuntu2204-base: gcloud compute tpus tpu-vm versions list
-  --bucket=BUCKET            of Cloud Storage, by its name: every host mounts it as /mnt/BUCKET
+  --bucket=BUCKET            of Cloud Storage, by its name: every host mounts it as /mnt/BUCKET, for
+                             folders of images and mask records; runs and TFDS data need no mount:
+                             --workdir=gs://BUCKET/DIR --config.data.data_dir=gs://BUCKET/DIR
   --delete=WHEN              delete the slice at the end: never (the default), success, or always,
                              which includes errors and Ctrl-C; the disks go too, so that all but
-                             never needs --bucket and --workdir=/mnt/BUCKET/DIR
+                             never needs --workdir=gs://BUCKET/DIR, or /mnt/BUCKET/DIR with --bucket
   --max-restarts=N           how often to start what was preempted again (100)
   --poll=SECONDS             between two looks at a state (30)
   --create-flag=FLAG         passed to gcloud's create command; may be repeated
@@ -33,9 +35,9 @@ shared_options() {
   --dry-run                  print the commands, run none
 
 Each option can stand in the environment instead: LAUNCH_ZONE=..., LAUNCH_ACCELERATOR_TYPE=...
-Before anything is created, name, zone, accelerator type, runtime version, bucket and config file
+Before anything is created, name, zone, accelerator type, runtime version, buckets and config file
 are checked. What is uploaded is the last commit of this checkout. The slice's service account must
-be allowed to read and write the bucket. Training on a mounted bucket has not been tried on real hosts.
+be allowed to read and write the buckets. Training in a bucket has not been tried on real hosts.
 END
 }
 
@@ -56,8 +58,8 @@ check_tpu_options() {
 check_workdir() {
     local bucket=${option[bucket]:-BUCKET} workdir
     workdir=$(flag_value workdir)
-    [[ -n ${option[bucket]} && $workdir == "/mnt/$bucket"/?* && $workdir/ != */../* ]] ||
-        die "the disk of the slice is deleted with it, and the workdir '$workdir' is on it; give --bucket=$bucket and, after --, --workdir=/mnt/$bucket/DIR"
+    [[ $workdir == gs://* || (-n ${option[bucket]} && $workdir == "/mnt/$bucket"/?* && $workdir/ != */../*) ]] ||
+        die "the disk of the slice is deleted with it, and the workdir '$workdir' is on it; give, after --, --workdir=gs://$bucket/DIR, or --bucket=$bucket and --workdir=/mnt/$bucket/DIR"
 }
 
 # Refuses what would fail later and is known now; the commands only read.
@@ -76,15 +78,21 @@ check_cloud() {
     check_offer zone locationId gcloud compute tpus locations list --project="${option[project]}"
     check_offer accelerator-type type gcloud compute tpus tpu-vm accelerator-types list "${place[@]}"
     check_offer runtime-version version gcloud compute tpus tpu-vm versions list "${place[@]}"
-    check_bucket
+    check_buckets
 }
 
-check_bucket() {
-    local bucket=gs://${option[bucket]}
-    [[ -n ${option[bucket]} ]] || return 0
-    query gcloud storage buckets describe "$bucket" '--format=value(name)' >/dev/null ||
-        die "bucket $bucket cannot be read; gcloud's message stands above." \
-            "Create it with: gcloud storage buckets create $bucket --uniform-bucket-level-access --enable-hierarchical-namespace; or ask its owner for storage.buckets.get"
+# Those of --bucket and of flags, each once.
+check_buckets() {
+    local bucket
+    local -A seen=()
+    for bucket in ${option[bucket]:+"${option[bucket]}"} "${buckets[@]}"; do
+        [[ ! -v "seen[$bucket]" ]] || continue
+        seen[$bucket]=1
+        bucket=gs://$bucket
+        query gcloud storage buckets describe "$bucket" '--format=value(name)' >/dev/null ||
+            die "bucket $bucket cannot be read; gcloud's message stands above." \
+                "Create it with: gcloud storage buckets create $bucket --uniform-bucket-level-access --enable-hierarchical-namespace; or ask its owner for storage.buckets.get"
+    done
 }
 
 # check_offer OPTION FIELD COMMAND...: refuses a value of OPTION that COMMAND does not list.

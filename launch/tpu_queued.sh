@@ -7,12 +7,12 @@ source "$(dirname "${BASH_SOURCE[0]}")/tpu.sh"
 usage() {
     cat <<'END'
 usage: launch/tpu_queued.sh --name=NAME --project=PROJECT --zone=ZONE --accelerator-type=TYPE
-                            --runtime-version=VERSION --bucket=BUCKET [OPTION ...]
-                            -- --workdir=/mnt/BUCKET/DIR FLAGS OF corm_jax.main
+                            --runtime-version=VERSION [OPTION ...]
+                            -- --workdir=gs://BUCKET/DIR FLAGS OF corm_jax.main
 
 Requests a Cloud TPU slice as a queued resource and waits for it; then does what launch/tpu_vm.sh
 does. When the slice is taken away, or the program exits with 75, it requests a new one where need
-be and starts again: the program goes on from its last checkpoint, so --workdir must be in the
+be and starts again: the program goes on from its last checkpoint, so --workdir must be in a
 bucket. Any other exit code ends it. The same command goes on after Ctrl-C.
 
 END
@@ -21,8 +21,8 @@ END
   --spot                     spot capacity, the default; --spot=false for on-demand capacity
 
 example: launch/tpu_queued.sh --name=corm --project=PROJECT --zone=us-central2-b --accelerator-type=v4-32 \
-    --runtime-version=tpu-ubuntu2204-base --bucket=BUCKET --delete=success \
-    -- --config=configs/vit_corm.py:imagenet --workdir=/mnt/BUCKET/corm
+    --runtime-version=tpu-ubuntu2204-base --delete=success \
+    -- --config=configs/vit_corm.py:imagenet --workdir=gs://BUCKET/corm
 END
 }
 

@@ -19,8 +19,8 @@ END
   --spot                     a cheaper slice that may be taken away; launch/tpu_queued.sh replaces it
 
 example: launch/tpu_vm.sh --name=corm --project=PROJECT --zone=us-central2-b --accelerator-type=v4-8 \
-    --runtime-version=tpu-ubuntu2204-base --bucket=BUCKET --delete=success \
-    -- --config=configs/vit_corm.py:imagenet --workdir=/mnt/BUCKET/corm
+    --runtime-version=tpu-ubuntu2204-base --delete=success \
+    -- --config=configs/vit_corm.py:imagenet --workdir=gs://BUCKET/corm
 END
 }
 

@@ -48,7 +48,7 @@ install() {
         python3 -m pip install --quiet --disable-pip-version-check --user uv
         python3 -m uv venv --quiet --seed --python 3.12 .venv
     fi
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[tpu]'
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[tpu,gcs]'
     cp setup.cfg .venv/installed
     echo "$(hostname): installed"
 }

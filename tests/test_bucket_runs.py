@@ -1,6 +1,9 @@
 """Whole runs in a bucket, by the command line, against a stand-in for Cloud Storage."""
 
 import json
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-from command import run, saved_arrays, small_config, small_flags, start
+from command import REPOSITORY, run, saved_arrays, small_config, small_flags, start
 from fake_bucket import FakeBucket
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -129,6 +132,31 @@ def test_it_is_evaluated_and_reported_from_the_bucket(runs: Runs, tmp_path: Path
     rows = [line.split()[:-1] for line in output.splitlines() if line.startswith("erm")]
     assert len(rows) == 2
     assert rows[0] == rows[1]
+
+
+def test_two_processes_train_in_a_bucket_as_one_does(runs: Runs, tmp_path: Path) -> None:
+    flags = small_flags(CONFIG, runs.data_dir, "gs://bucket/runs/two", **CHANGES)
+    launcher = [REPOSITORY / "launch" / "local_multiprocess.sh", "--processes=2", "--"]
+    environment = {**os.environ, **runs.fake.environment(), "PYTHON": sys.executable}
+    environment["JAX_COMPILATION_CACHE_DIR"] = str(runs.cache)
+    result = subprocess.run(
+        [*launcher, *flags],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=300,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    (tmp_path / "history.jsonl").write_bytes(runs.fake.objects["runs/two/history.jsonl"].content)
+    histories = [read_history(path / "history.jsonl") for path in (tmp_path, runs.local)]
+    losses = [[r["train/loss"] for r in h if "train/loss" in r] for h in histories]
+    assert len(losses[0]) == STEPS
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
+    names = [name.removeprefix("runs/two/") for name in runs.fake.names("runs/two/")]
+    assert {"heartbeat/0.json", "heartbeat/1.json", "results.json"} <= set(names)
+    assert [name for name in names if name.endswith("commit_success.txt")]
+    assert len([name for name in names if name.startswith("tensorboard/")]) == 1
 
 
 def test_a_bucket_that_is_missing_is_one_line(runs: Runs) -> None:

@@ -80,6 +80,25 @@ def test_runs_are_kept_in_the_checkout_unless_told_otherwise(machine: Machine) -
     ]
 
 
+@pytest.mark.parametrize("variable", [True, False])
+def test_a_run_in_a_bucket_gets_the_credentials_to_read(machine: Machine, variable: bool) -> None:
+    file = machine.home / ".config" / "gcloud" / "application_default_credentials.json"
+    variables = {}
+    if variable:
+        file = machine.home / "key.json"
+        variables = {"GOOGLE_APPLICATION_CREDENTIALS": str(file)}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("{}")
+    arguments = ["--build=false", f"--volume={machine.home}:/x", "--", CONFIG]
+    assert machine.run(SCRIPT, *arguments, "--workdir=gs://bucket/a", **variables).returncode == 0
+    [call] = [call for call in machine.calls("docker") if call[1] == "run"]
+    assert f"--volume={file}:/tmp/credentials.json:ro" in call
+    assert "--env=GOOGLE_APPLICATION_CREDENTIALS=/tmp/credentials.json" in call
+    machine.record.unlink()
+    assert machine.run(SCRIPT, *arguments, "--workdir=/x/a", **variables).returncode == 0
+    assert "credentials" not in str(machine.calls("docker"))
+
+
 @pytest.mark.parametrize(
     ("codes", "code", "runs"), [("75 75 0", 0, 3), ("75", 75, 3), ("1", 1, 1), ("137", 137, 1)]
 )
@@ -122,7 +141,7 @@ def test_signals_are_passed_on(machine: Machine, number: signal.Signals, code: i
         (["--volume=/tmp:/data", "--", CONFIG], "/corm_jax/runs would go with the container"),
         (["--", CONFIG, "--workdir=/runs"], "/runs would go with the container"),
         (["--extra=cpu", "--", CONFIG], "--extra must be one of: gpu tpu; not 'cpu'"),
-        (["--", CONFIG, "--workdir=gs://bucket/a"], "mount the bucket where it runs"),
+        (["--", CONFIG, "--config.data.folder=gs://b/a"], "mount the bucket where it runs"),
         ([], "name a config after --"),
     ],
 )

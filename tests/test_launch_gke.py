@@ -149,6 +149,15 @@ def test_claim_of_a_bucket_is_mounted_by_a_container_that_gke_adds(
     assert template["metadata"] == {"annotations": annotations}
 
 
+def test_a_run_in_a_bucket_needs_no_claim(machine: Machine) -> None:
+    options = [option for option in TPU if not option.startswith("--claim")]
+    result = machine.run(SCRIPT, *options, "--", CONFIG, "--workdir=gs://bucket/run")
+    assert result.returncode == 0, result.stderr
+    assert pod(created(machine))["volumes"] == []
+    assert pod(created(machine))["containers"][0]["volumeMounts"] == []
+    assert not [call for call in machine.calls("kubectl") if "persistentvolumeclaim" in call]
+
+
 def outcome(manifest: dict, *, code: int | None = None, condition: str | None = None) -> str:
     """Returns what JobSet does after a pod's end, by Kubernetes' documented rules."""
     job = manifest["spec"]["replicatedJobs"][0]["template"]["spec"]
@@ -209,8 +218,9 @@ def test_dry_run_prints_what_is_run(machine: Machine) -> None:
         ({"--": "--workdir=runs/x"}, "a pod's disk goes with it"),
         ({"--": "--workdir=/data"}, "a pod's disk goes with it"),
         ({"--": "--workdir=/data/../x"}, "a pod's disk goes with it"),
-        ({"--": "--workdir=gs://bucket/x"}, "mount the bucket where it runs"),
-        ({"--claim": None}, "--claim is missing (or the environment variable LAUNCH_CLAIM)"),
+        ({"--": "--config.data.folder=gs://bucket/x"}, "mount the bucket where it runs"),
+        ({"--claim": None}, "a pod's disk goes with it"),
+        ({"--claim": None, "--fuse": "true", "--": "--workdir=gs://b/x"}, "name it: --claim=NAME"),
         ({"--claim": "a b"}, "--claim must be of small letters"),
         ({"--fuse": "yes"}, "--fuse must be one of: true false; not 'yes'"),
         ({"EXISTING": "corm"}, "JobSet corm exists"),

@@ -186,7 +186,8 @@ def test_restarts_after_preemption_but_not_after_an_error(
         ([CONFIG], "unknown option --config="),
         (["2", "--", CONFIG], "unexpected argument '2'"),
         (["--module=corm_jax.data", "--", CONFIG], "--module must be one of: corm_jax.main corm_"),
-        (["--module=corm_jax.evaluate", "--", "gs://bucket/run"], "a flag is gs://bucket/run"),
+        (["--", CONFIG, "gs://bucket/run"], "a flag is gs://bucket/run"),
+        (["--module=corm_jax.evaluate", "--", "s3://bucket/run"], "a flag is s3://bucket/run"),
         (["--", "--config=configs/none.py:demo"], "config file configs/none.py is not in"),
     ],
 )

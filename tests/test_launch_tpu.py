@@ -65,7 +65,7 @@ def test_upload_is_the_last_commit_and_a_second_start_keeps_the_environment(
     assert not (code / "stale.py").exists()
     assert cloud.changes() == ["tpu-vm create", *UP, *UP]
     installs = [call for call in cloud.calls("train") if "pip" in call]
-    assert [call[-1] for call in installs] == [".[tpu]"]
+    assert [call[-1] for call in installs] == [".[tpu,gcs]"]
 
 
 def test_slice_stays_unless_asked_and_says_what_deletes_it(cloud: Cloud) -> None:

@@ -51,3 +51,18 @@ def test_without_a_bucket_nothing_is_mounted(cloud: Cloud) -> None:
     assert cloud.run(VM, *options, "--", CONFIG).returncode == 0
     assert cloud.changes() == ["tpu-vm create", *UP[:2], *UP[3:]]
     assert cloud.calls("gcsfuse") == cloud.calls("sudo") == []
+
+
+@pytest.mark.parametrize("script", [VM, QUEUED])
+def test_a_run_in_a_bucket_needs_no_mount_and_its_buckets_are_checked(
+    cloud: Cloud, script: str
+) -> None:
+    cloud.set()
+    options = [option for option in PLACE if not option.startswith("--bucket")]
+    flags = [CONFIG, "--workdir=gs://bucket/a b", "--config.data.data_dir=gs://bucket/data"]
+    result = cloud.run(script, *options, "--delete=success", "--", *flags)
+    assert result.returncode == 0, result.stderr
+    assert cloud.commands().count("describe gs://bucket") == 1
+    assert "tpu-vm ssh mount" not in cloud.changes()
+    assert cloud.runs() == [flags]
+    assert cloud.world["slices"] == {}

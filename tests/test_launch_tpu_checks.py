@@ -23,9 +23,12 @@ from launching_tpu import PLACE, QUEUED, VM, WORKDIR, Cloud
         ({"--bucket": "gs://bucket"}, "without gs:// and without a directory, not 'gs://bucket'"),
         ({"--bucket": "bucket/run"}, "without gs:// and without a directory, not 'bucket/run'"),
         ({"--bucket": "b;touch hacked"}, "--bucket must be the name of a bucket"),
-        ({"--": "--workdir=gs://bucket/run"}, "a flag is --workdir=gs://bucket/run; mount the"),
-        ({"--": "--config.data.data_dir=s3://other"}, "name the path that it has there"),
-        ({"--": "gs://bucket/run"}, "a flag is gs://bucket/run; mount the bucket"),
+        ({"--": "--workdir=gs://other/run"}, "bucket gs://other cannot be read"),
+        ({"--": "--config.init=gs://other/run"}, "bucket gs://other cannot be read"),
+        ({"--": "--workdir=gs://bucket/"}, "a flag is --workdir=gs://bucket/; what"),
+        ({"--": "--config.data.data_dir=s3://other/x"}, "name the path that it has there"),
+        ({"--": "--config.data.folder=gs://bucket/x"}, "name the path that it has there"),
+        ({"--": "gs://bucket/run"}, "a flag is gs://bucket/run; what the program reads and"),
         ({"--": "--config=configs/none.py"}, "config file configs/none.py is not in"),
     ],
 )
@@ -43,8 +46,8 @@ def test_refused_before_anything_is_created(
 def test_queued_is_refused_before_anything_is_created(cloud: Cloud) -> None:
     result = cloud.run(QUEUED, *PLACE, "--bucket=other", "--", CONFIG, "--workdir=/mnt/other/run")
     assert "bucket gs://other cannot be read" in refused(result, first=False)
-    result = cloud.run(QUEUED, *PLACE, "--", CONFIG, "--workdir=gs://bucket/run")
-    assert "name the path that it has there, such as /mnt/BUCKET/DIR" in refused(result)
+    result = cloud.run(QUEUED, *PLACE, "--", CONFIG, "--workdir=gs://other/run")
+    assert "bucket gs://other cannot be read" in refused(result, first=False)
     assert cloud.changes() == []
 
 
@@ -99,7 +102,8 @@ def test_results_are_not_deleted_with_the_slice(
     message = refused(cloud.run(script, *options))
     assert f"the workdir '{workdir}' is on it" in message
     name = bucket or "BUCKET"
-    assert message.endswith(f"--bucket={name} and, after --, --workdir=/mnt/{name}/DIR")
+    assert f"give, after --, --workdir=gs://{name}/DIR, or" in message
+    assert message.endswith(f"--bucket={name} and --workdir=/mnt/{name}/DIR")
     assert cloud.calls() == []
 
 

@@ -7,7 +7,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
 usage() {
     cat <<'END'
 usage: launch/gke/launch.sh --name=NAME --image=IMAGE --accelerator=TYPE --hosts=N --chips=N
-                            --claim=NAME [OPTION ...] -- --workdir=/data/DIR FLAGS OF corm_jax.main
+                            [OPTION ...] -- --workdir=gs://BUCKET/DIR FLAGS OF corm_jax.main
 
 Fills in launch/gke/jobset.yaml, lets the cluster validate it, and creates it. The cluster starts
 the run again, from its last checkpoint, when a node is taken away or the program exits with 75.
@@ -21,20 +21,20 @@ the run again, from its last checkpoint, when a node is taken away or the progra
   --spot                   spot nodes
   --namespace=NAMESPACE    (default)
   --context=CONTEXT        of kubectl, which chooses the cluster (kubectl's current one)
-  --service-account=NAME   of Kubernetes, which with --fuse may read and write the bucket (default)
+  --service-account=NAME   of Kubernetes, which may read and write the buckets (default)
   --claim=NAME             a PersistentVolumeClaim that all nodes can write, mounted as /data: of
-                           Filestore, or of a bucket
+                           Filestore, or of a bucket (none)
   --fuse                   the claim is of a bucket, which GKE's Cloud Storage FUSE driver mounts
   --grace=SECONDS          from SIGTERM to SIGKILL (300)
   --max-restarts=N         (100)
   --dry-run                print the commands and the manifest, run nothing
 
 Each option can stand in the environment instead: LAUNCH_CONTEXT=..., LAUNCH_SERVICE_ACCOUNT=...
-The disk of a pod goes with it: --workdir must be below /data. Training on a mounted bucket has not
-been tried on a real cluster.
+The disk of a pod goes with it: --workdir must be in a bucket, or below /data. Training in a bucket
+has not been tried on a real cluster.
 
 example: launch/gke/launch.sh --name=corm --image=REGISTRY/corm_jax:tpu --accelerator=tpu-v5-lite-podslice \
-    --topology=4x4 --hosts=4 --chips=4 --claim=CLAIM -- --config=configs/vit_corm.py:imagenet --workdir=/data/corm
+    --topology=4x4 --hosts=4 --chips=4 -- --config=configs/vit_corm.py:imagenet --workdir=gs://BUCKET/corm
 END
 }
 
@@ -42,7 +42,7 @@ option=([name]='' [image]='' [accelerator]='' [topology]='' [hosts]='' [chips]='
     [namespace]=default [context]='' [service-account]=default [claim]='' [fuse]=false [grace]=300
     [max-restarts]=100)
 parse_options "$@"
-require name image accelerator hosts chips claim
+require name image accelerator hosts chips
 require_number 1 hosts chips
 require_number 0 grace max-restarts
 require_choice spot true false
@@ -50,7 +50,7 @@ require_choice fuse true false
 
 label='[a-z0-9]([-a-z0-9]*[a-z0-9])?'
 for key in name namespace service-account accelerator claim; do
-    [[ ${option[$key]} =~ ^$label$ ]] ||
+    [[ ${option[$key]} =~ ^$label$ || ($key == claim && -z ${option[claim]}) ]] ||
         die "--$key must be of small letters, digits and dashes, not '${option[$key]}'"
 done
 # Kubernetes appends -train-0-0-xxxxx to the name, and allows 63 characters.
@@ -58,8 +58,9 @@ done
 [[ ${option[image]} != *[[:space:]]* ]] || die "--image has a space in it: '${option[image]}'"
 check_flags
 workdir=$(flag_value workdir)
-[[ $workdir == /data/?* && $workdir/ != */../* ]] ||
-    die "a pod's disk goes with it, and the workdir '$workdir' is on it; the claim is mounted as /data: --workdir=/data/DIR"
+[[ $workdir == gs://* || (-n ${option[claim]} && $workdir == /data/?* && $workdir/ != */../*) ]] ||
+    die "a pod's disk goes with it, and the workdir '$workdir' is on it; give --workdir=gs://BUCKET/DIR, or --claim=NAME, which is mounted as /data, and --workdir=/data/DIR"
+[[ ${option[fuse]} == false || -n ${option[claim]} ]] || die "--fuse says what the claim is of; name it: --claim=NAME"
 
 selector="\"cloud.google.com/gke-${option[accelerator]%%-*}-accelerator\": \"${option[accelerator]}\""
 annotations='{}'
@@ -94,6 +95,12 @@ if ${option[spot]}; then
     selector+=', "cloud.google.com/gke-spot": "true"'
     tolerations='[{"key": "cloud.google.com/gke-spot", "operator": "Equal", "value": "true", "effect": "NoSchedule"}]'
 fi
+volumes='[]'
+mounts='[]'
+if [[ -n ${option[claim]} ]]; then
+    volumes="[{\"name\": \"data\", \"persistentVolumeClaim\": {\"claimName\": \"${option[claim]}\"}}]"
+    mounts='[{"name": "data", "mountPath": "/data"}]'
+fi
 pod_annotations='{}'
 ! ${option[fuse]} || pod_annotations='{"gke-gcsfuse/volumes": "true"}' # GKE adds the container that mounts
 
@@ -102,8 +109,8 @@ manifest=$(python3 "$repository/launch/gke/fill.py" "$repository/launch/gke/jobs
     name="${option[name]}" namespace="${option[namespace]}" image="${option[image]}" \
     service_account="${option[service-account]}" hosts:="${option[hosts]}" grace:="${option[grace]}" \
     max_restarts:="${option[max-restarts]}" node_selector:="{$selector}" tolerations:="$tolerations" \
-    annotations:="$annotations" pod_annotations:="$pod_annotations" claim="${option[claim]}" \
-    env:="$env" limits:="$limits" \
+    annotations:="$annotations" pod_annotations:="$pod_annotations" volumes:="$volumes" \
+    mounts:="$mounts" env:="$env" limits:="$limits" \
     -- python -m corm_jax.main "${distributed[@]}" "${flags[@]}")
 
 require_command kubectl "install it: https://kubernetes.io/docs/tasks/tools"
@@ -129,7 +136,7 @@ query "${kubectl[@]}" get crd jobsets.jobset.x-k8s.io --output=name >/dev/null |
     die "the cluster cannot be reached or has no JobSet; kubectl's message stands above. JobSet: https://jobset.sigs.k8s.io/docs/installation"
 query "${kubectl[@]}" get namespace "${option[namespace]}" --output=name >/dev/null ||
     die "namespace ${option[namespace]} cannot be used; kubectl's message stands above"
-query "${kubectl[@]}" get persistentvolumeclaim "${option[claim]}" --output=name >/dev/null ||
+[[ -z ${option[claim]} ]] || query "${kubectl[@]}" get persistentvolumeclaim "${option[claim]}" --output=name >/dev/null ||
     die "the claim ${option[claim]} cannot be used; kubectl's message stands above"
 existing=$(query "${kubectl[@]}" get jobset "${option[name]}" --ignore-not-found --output=name) ||
     die "cannot see whether ${option[name]} exists; kubectl's message stands above"

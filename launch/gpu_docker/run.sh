@@ -19,6 +19,8 @@ Exits with the code of the run.
   --gpus=GPUS                 as docker takes it; none: without GPUs (all)
   --volume=HOST:CONTAINER     a directory of this machine; may be repeated. Without one ./runs and
                               ./data of the checkout are /corm_jax/runs and /corm_jax/data
+                              (--workdir=gs://BUCKET/DIR needs none; the container is given the
+                              file of GOOGLE_APPLICATION_CREDENTIALS, or gcloud's, to read)
   --max-restarts=N            how often to restart what exits with 75, preempted at a checkpoint (0)
   --dry-run                   print the commands, run none
 
@@ -50,7 +52,11 @@ if ${option[run]}; then
     kept=false
     workdir=$(flag_value workdir)
     workdir=${workdir:-runs}
-    [[ $workdir == /* ]] || workdir=/corm_jax/$workdir
+    if [[ $workdir == gs://* ]]; then
+        kept=true
+    elif [[ $workdir != /* ]]; then
+        workdir=/corm_jax/$workdir
+    fi
     for volume in "${volumes[@]}"; do
         IFS=: read -r host container _ <<<"$volume"
         [[ $host == /* && $container == /* ]] ||
@@ -76,6 +82,12 @@ ${option[run]} || exit 0
 command=(docker run --rm --init --stop-timeout=300 --user="$(id -u):$(id -g)" --env=HOME=/tmp
     --env=USER="$(id -un)")
 [[ ${option[gpus]} == none ]] || command+=(--gpus="${option[gpus]}")
+credentials=${GOOGLE_APPLICATION_CREDENTIALS:-$HOME/.config/gcloud/application_default_credentials.json}
+# On a machine of Google Cloud there may be no file, and none is needed.
+if ((${#buckets[@]})) && [[ -f $credentials ]]; then
+    mounts+=(--volume="$credentials:/tmp/credentials.json:ro"
+        --env=GOOGLE_APPLICATION_CREDENTIALS=/tmp/credentials.json)
+fi
 command+=("${mounts[@]}" "${option[image]}" "${flags[@]}")
 ! $defaults || run mkdir -p "$repository/runs" "$repository/data"
 
