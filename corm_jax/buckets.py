@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from corm_jax.errors import UserError
+from corm_jax.errors import UserError, one_line
 
 logger = logging.getLogger(__name__)
 
@@ -102,16 +102,12 @@ def _refusal(bucket: str, write: bool) -> str:
         return f"the credentials do not suffice ({error.message}); they need {needs} objects there"
     except GoogleAuthError as error:
         return (
-            f"no credentials for the bucket ({_line(error)}); log in (gcloud auth "
+            f"no credentials for the bucket ({one_line(error, 300)}); log in (gcloud auth "
             "application-default login) or set GOOGLE_APPLICATION_CREDENTIALS"
         )
     except (OSError, exceptions.GoogleAPICallError) as error:
-        return f"the bucket cannot be reached ({_line(error)})"
+        return f"the bucket cannot be reached ({one_line(error, 300)})"
     return ""
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
 
 
 def errors() -> tuple[type[Exception], ...]:
@@ -139,7 +135,7 @@ def _reporting(what: str, path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, *errors()) as error:
-        raise UserError(f"cannot {what} {path}: {_line(error)}") from error
+        raise UserError(f"cannot {what} {path}: {one_line(error, 300)}") from error
 
 
 def remove_tree(path: Path) -> None:

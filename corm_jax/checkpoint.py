@@ -13,7 +13,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from corm_jax import buckets
-from corm_jax.errors import UserError
+from corm_jax.errors import UserError, one_line
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ def _is_damage(error: Exception) -> bool:
 
 
 def _reason(error: Exception) -> str:
-    return " ".join(str(error.__cause__ or error).split())[:200]
+    return one_line(error.__cause__ or error, 200)
 
 
 @jax.jit
@@ -248,7 +248,7 @@ class Checkpoints:
         for unfinished in self._directory.glob("*.orbax-checkpoint-tmp*"):
             buckets.remove_tree(unfinished)
         code = re.search(r"os_error_code='(\d+)'", str(error))  # in tensorstore's messages
-        reason = os.strerror(int(code[1])) if code else " ".join(str(error).split())[:200]
+        reason = os.strerror(int(code[1])) if code else one_line(error, 200)
         kept = max(complete_steps(self._directory), default=None)
         good = "none is complete yet" if kept is None else f"the one of step {kept} is complete"
         return UserError(

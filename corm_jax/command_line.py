@@ -10,7 +10,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from corm_jax.config import flatten
-from corm_jax.errors import UserError, nearest
+from corm_jax.errors import UserError, nearest, one_line
 
 HELP = """\
 usage: python -m corm_jax.main --config=FILE[:VARIANT[,OBJECTIVE]] [--workdir=DIR] [--config.KEY=VALUE ...]
@@ -107,7 +107,7 @@ def parse_config(name: str, overrides: Sequence[str]) -> ConfigDict:
             f"unknown flag --{error.flagname}{nearest(error.flagname, known)}"
         ) from error
     except (flags.Error, ValueError, TypeError) as error:
-        raise UserError(" ".join(str(error).split())) from error
+        raise UserError(one_line(error)) from error
     if rest[1:]:
         raise UserError(f"unexpected argument {rest[1]!r}; flags start with --")
     return holder.value

@@ -19,7 +19,7 @@ import numpy as np
 from jax._src import distributed as jax_distributed  # jax keeps its client nowhere public
 from jax.experimental import multihost_utils
 
-from corm_jax.errors import UserError
+from corm_jax.errors import UserError, one_line
 from corm_jax.preemption import EXIT_CODE, Preempted
 from corm_jax.terminal import hide_native_stdout
 
@@ -104,7 +104,7 @@ def _join(how: str, **arguments: Any) -> None:
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
         jax.distributed.initialize(**arguments)
     except (RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = one_line(error, 300)
         raise UserError(
             f"{how}: the processes of this run did not find each other ({reason}); start all of "
             "them, or set CORM_COORDINATOR, CORM_NUM_PROCESSES and CORM_PROCESS_ID"

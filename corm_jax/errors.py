@@ -11,6 +11,11 @@ class UserError(Exception):
     """Something that the user can put right; `main` prints its one line and exits with code 1."""
 
 
+def one_line(error: object, length: int | None = None) -> str:
+    """Returns what an error says, in one line of at most `length` characters."""
+    return " ".join(str(error).split())[:length]
+
+
 def nearest(name: str, valid: Iterable[str]) -> str:
     """Returns a hint " (did you mean 'x'?)" for the nearest valid name, or an empty string."""
     matches = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.5)

@@ -8,7 +8,7 @@ from ml_collections import config_flags
 
 from corm_jax import distributed
 from corm_jax.command_line import HELP, check_overrides, default_workdir
-from corm_jax.errors import UserError, nearest
+from corm_jax.errors import UserError, nearest, one_line
 from corm_jax.files import run_path
 from corm_jax.preemption import EXIT_CODE, Preempted, Preemption
 from corm_jax.terminal import set_up_terminal
@@ -30,7 +30,7 @@ def parse_flags(argv: list[str]) -> list[str]:
         name = error.flagname
         raise UserError(f"unknown flag --{name}{nearest(name, flags.FLAGS)}") from error
     except (flags.Error, ValueError, TypeError) as error:
-        raise UserError(" ".join(str(error).split())) from error
+        raise UserError(one_line(error)) from error
     if rest[1:]:
         raise UserError(f"unexpected argument {rest[1]!r}; flags start with --")
     return rest

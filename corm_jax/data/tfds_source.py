@@ -13,7 +13,7 @@ from google.protobuf.message import DecodeError
 from tqdm import tqdm
 
 from corm_jax.data.tf_import import tf
-from corm_jax.errors import UserError
+from corm_jax.errors import UserError, one_line
 from corm_jax.files import replacing
 
 logger = logging.getLogger(__name__)
@@ -94,7 +94,7 @@ class TfdsImages:
             RuntimeError,
             DecodeError,
         ) as error:  # array_record has no class of its own
-            reason = " ".join(str(error).split())[:200]
+            reason = one_line(error, 200)
             raise UserError(
                 f"the records of {self._where} in {self._directory} cannot be read ({reason}); "
                 "they are cut short or damaged: prepare the data set again there"

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from corm_jax.command_line import load_config, nearest_key
 from corm_jax.config import check_config, flatten, refuse_other_config
-from corm_jax.errors import UserError, lookup, nearest
+from corm_jax.errors import UserError, lookup, nearest, one_line
 from corm_jax.losses.presets import PRESETS
 from corm_jax.protocols.summary import DEFINITIONS
 
@@ -174,6 +174,5 @@ def _run_config(config: ConfigDict, arm: Arm, seed: int) -> ConfigDict:
         try:
             run.update_from_flattened_dict({key: value})
         except (TypeError, ValueError) as error:
-            message = " ".join(str(error).split())
-            raise UserError(f"arm {arm.name}: config.{key}={value!r}: {message}") from error
+            raise UserError(f"arm {arm.name}: config.{key}={value!r}: {one_line(error)}") from error
     return run.copy_and_resolve_references()

@@ -17,7 +17,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from corm_jax.errors import UserError
+from corm_jax.errors import UserError, one_line
 from corm_jax.files import locked, reporting
 from corm_jax.terminal import set_up_terminal
 
@@ -105,7 +105,7 @@ def _work(config: dict[str, Any], workdir: str, cores: list[int], sender: Connec
             train(ConfigDict(config), Path(workdir))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        sender.send(" ".join(str(error).split()))
+        sender.send(one_line(error))
         failed = True
     gc.collect()  # ends the data loader, which the error's traceback kept alive
     sys.exit(failed)
