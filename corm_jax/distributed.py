@@ -187,6 +187,9 @@ class EndingTogether:
             end(str(error), EXIT_CODE)
         if isinstance(error, KeyboardInterrupt):
             end("stopped; the same command goes on from the last checkpoint", 130)
+        if isinstance(error, jax.errors.JaxRuntimeError):
+            # A process that ends breaks the others' exchange: what it says may come a moment later.
+            time.sleep(LEAVE_SECONDS / 2)
         end("".join(traceback.format_exception(error)).rstrip(), 1)
 
 
