@@ -27,5 +27,5 @@ def get_config(variant: str = "demo") -> ConfigDict:
     ]
     if variant == "demo":  # twice the steps
         longer = {"objective": ["erm", "background_swap", "corm_plus"], "train.steps": 1_400}
-        config.grid = [*config.grid, longer]
+        config.grid.append(longer)
     return config

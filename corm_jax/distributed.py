@@ -187,9 +187,6 @@ class EndingTogether:
             end(str(error), EXIT_CODE)
         if isinstance(error, KeyboardInterrupt):
             end("stopped; the same command goes on from the last checkpoint", 130)
-        if isinstance(error, jax.errors.JaxRuntimeError):
-            # A process that ends breaks the others' exchange: what it says may come a moment later.
-            time.sleep(LEAVE_SECONDS / 2)
         end("".join(traceback.format_exception(error)).rstrip(), 1)
 
 
@@ -220,11 +217,14 @@ def end(text: str, code: int) -> NoReturn:
     last_resort = threading.Timer(2 * LEAVE_SECONDS, leave_alone)
     last_resort.daemon = True
     last_resort.start()
-    try:
-        client.key_value_set(END_KEY, news)  # refused where there is one
-        told = False
-    except jax.errors.JaxRuntimeError:
-        told = _told(client) == news
+    if _leaving.locked():
+        told = True  # an error met only now comes of the others' ends: an exchange that broke
+    else:
+        try:
+            client.key_value_set(END_KEY, news)  # refused where there is one
+            told = False
+        except jax.errors.JaxRuntimeError:
+            told = _told(client) == news
     if not told:
         _say(text)
     said.set()
