@@ -24,6 +24,21 @@ AWKWARD = [
     "--config.tuple=('a', 'b')",
 ]
 
+
+def start_two(*arguments: str, **variables: str) -> subprocess.Popen[str]:
+    """Starts two processes of one device each by launch/local_multiprocess.sh.
+
+    `variables` are of the environment.
+    """
+    return subprocess.Popen(
+        [LAUNCH / "local_multiprocess.sh", *arguments],
+        env={**os.environ, "PYTHON": sys.executable, "XLA_FLAGS": "", **variables},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
 RECORDER = """\
 #!{python} -IS
 import json, os, sys

@@ -1,9 +1,6 @@
 """Whole runs in a bucket, by the command line, against a stand-in for Cloud Storage."""
 
 import json
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,8 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-from command import REPOSITORY, run, saved_arrays, small_config, small_flags, start
+from command import run, saved_arrays, small_config, small_flags, start
 from fake_bucket import FakeBucket
+from launching import start_two
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from corm_jax.progress import read_history
@@ -136,18 +134,10 @@ def test_it_is_evaluated_and_reported_from_the_bucket(runs: Runs, tmp_path: Path
 
 def test_two_processes_train_in_a_bucket_as_one_does(runs: Runs, tmp_path: Path) -> None:
     flags = small_flags(CONFIG, runs.data_dir, "gs://bucket/runs/two", **CHANGES)
-    launcher = [REPOSITORY / "launch" / "local_multiprocess.sh", "--processes=2", "--"]
-    environment = {**os.environ, **runs.fake.environment(), "PYTHON": sys.executable}
-    environment["JAX_COMPILATION_CACHE_DIR"] = str(runs.cache)
-    result = subprocess.run(
-        [*launcher, *flags],
-        capture_output=True,
-        text=True,
-        env=environment,
-        timeout=300,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
+    environment = {**runs.fake.environment(), "JAX_COMPILATION_CACHE_DIR": str(runs.cache)}
+    process = start_two("--", *flags, **environment)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
     (tmp_path / "history.jsonl").write_bytes(runs.fake.objects["runs/two/history.jsonl"].content)
     histories = [read_history(path / "history.jsonl") for path in (tmp_path, runs.local)]
     losses = [[r["train/loss"] for r in h if "train/loss" in r] for h in histories]

@@ -1,17 +1,14 @@
 """python -m corm_jax.evaluate by two processes: it writes what one does, and ends when told."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from launching import LAUNCH
+from launching import start_two
 
 from corm_jax import model_file
 from corm_jax.description import Description
@@ -22,6 +19,7 @@ from corm_jax.torch_weights import abstract_variables
 
 pytestmark = pytest.mark.slow
 
+MODULE = "--module=corm_jax.evaluate"
 SETTINGS = ("--trials=2", "--batch_size=8", "--split=train", "--protocol=complement")
 
 
@@ -47,24 +45,13 @@ def model(tmp_path: Path) -> Path:
     return path
 
 
-def launch(*arguments: str) -> subprocess.Popen[str]:
-    """Starts two processes of one device each."""
-    return subprocess.Popen(
-        [LAUNCH / "local_multiprocess.sh", "--module=corm_jax.evaluate", "--", *arguments],
-        env={**os.environ, "PYTHON": sys.executable, "XLA_FLAGS": ""},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
 def test_two_processes_write_what_one_does(
     model: Path, make_folder: Callable[..., Path], tmp_path: Path
 ) -> None:
     folder, one, two = make_folder(classes=2, images=13), tmp_path / "one", tmp_path / "two"
     arguments = [str(model), f"--data=folder:{folder}", *SETTINGS]
     assert main([*arguments, f"--output={one}"]) == 0
-    process = launch(*arguments, f"--output={two}")
+    process = start_two(MODULE, "--", *arguments, f"--output={two}")
     output, errors = process.communicate(timeout=300)
     assert process.returncode == 0, (output, errors)
     lines = [line for line in output.splitlines() if not line.startswith("[0] ")]
@@ -91,7 +78,7 @@ def test_sigterm_ends_all_processes_at_once(
     model: Path, make_folder: Callable[..., Path], tmp_path: Path
 ) -> None:
     arguments = [str(model), f"--data=folder:{make_folder()}", *SETTINGS, "--trials=1000000"]
-    process = launch(*arguments, f"--output={tmp_path / 'none'}")
+    process = start_two(MODULE, "--", *arguments, f"--output={tmp_path / 'none'}")
     assert process.stdout is not None
     assert process.stdout.readline().startswith("[0] masks: ")
     process.send_signal(signal.SIGTERM)
