@@ -35,7 +35,9 @@ import os, pathlib, signal, sys, time
 if "corm_jax.main" in sys.argv:
     codes = pathlib.Path(os.environ["FAKE_CLOUD"]) / "codes"
     code, *later = codes.read_text().split() if codes.exists() else ["0"]
-    codes.write_text(" ".join(later or [code]))
+    left = codes.with_suffix(f".{os.getpid()}")  # hosts share the file: never seen half-written
+    left.write_text(" ".join(later or [code]))
+    left.replace(codes)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
     print("trains in", os.getcwd(), flush=True)
     if code == "wait":
